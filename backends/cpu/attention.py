@@ -1,0 +1,83 @@
+"""Attention through torch's flash kernel for processors.
+
+The query heads that share a key head are rows of one product where there is one token, so keys
+are read once and never repeated. A mask is looked at once per step: one that hides nothing is
+dropped, and a triangle becomes the kernel's own.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+
+from elidir.backends.cpu.memo import Memo
+from elidir.backends.cpu.registry import kernel
+from elidir.backends.protocol import Answer, Kernel, No, Yes
+from elidir.backends.weights import Weights
+from elidir.ir import Attention
+
+
+def _is_plain(op: Attention) -> Answer:
+    if op.softcap is not None:
+        return No("torch's kernel has no softcap")
+    if op.sinks is not None:
+        return No("torch's kernel has no sinks")
+    if op.bias is not None:
+        return No("adds a bias to scores")
+    return Yes()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A mask as torch's kernel takes it: additive [B or 1, 1, Q or 1, K], or a triangle, or none."""
+
+    additive: torch.Tensor | None
+    is_causal: bool = False
+
+
+_EVERYTHING = _Seen(None)
+
+
+def _classify(mask: torch.Tensor, dtype: torch.dtype) -> _Seen:
+    if bool(mask.all()):
+        return _EVERYTHING
+    queries, keys = mask.shape[1:]
+    if queries == keys and bool((mask == torch.ones(queries, keys, dtype=torch.bool).tril()).all()):
+        return _Seen(None, is_causal=True)
+    additive = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf)
+    return _Seen(additive[:, None])
+
+
+@kernel(Attention, _is_plain)
+def attention(op: Attention, weights: Weights) -> Kernel:
+    """Scores, softmax, mix; heads merged."""
+    scale = op.scale
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        seen = _EVERYTHING if mask is None else SEEN(mask, q.dtype)
+        batch, heads, rows, width = q.shape
+        groups = k.shape[1]
+        if rows == 1:  # a triangle of one row hides nothing
+            grouped = q.reshape(batch, groups, heads // groups, width)
+            out = F.scaled_dot_product_attention(
+                grouped, k, v, attn_mask=seen.additive, scale=scale
+            )
+            return out.reshape(batch, 1, -1)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=seen.additive,
+            is_causal=seen.is_causal,
+            scale=scale,
+            enable_gqa=heads != groups,
+        )
+        return out.transpose(1, 2).reshape(batch, rows, -1)
+
+    return run
+
+
+SEEN = Memo(_classify)

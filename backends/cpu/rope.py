@@ -1,0 +1,37 @@
+"""Rotary embedding in three calls, over tables doubled once per step."""
+
+import torch
+
+from elidir.backends.cpu.memo import Memo
+from elidir.backends.cpu.registry import kernel
+from elidir.backends.protocol import Answer, Kernel, No, Yes
+from elidir.backends.weights import Weights
+from elidir.ir import Rope, RopeLayout
+
+
+def _is_plain(op: Rope) -> Answer:
+    if op.layout is not RopeLayout.HALF:
+        return No("rotates neighbouring channels")
+    if op.x.tensor.dims[-1] != 2 * op.cos.tensor.dims[-1]:
+        return No("rotates only some of the channels")
+    return Yes()
+
+
+def _double(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, T, D/2] tables -> [B, 1, T, D]: cos twice, and sin with the sign of its term."""
+    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+DOUBLED = Memo(_double)
+
+
+@kernel(Rope, _is_plain)
+def rope(op: Rope, weights: Weights) -> Kernel:
+    """Rotate all channels: x cos + swap(x) sin, the halves swapped by a roll."""
+    half = op.cos.tensor.dims[-1]
+
+    def run(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        cosines, sines = DOUBLED(cos, sin)
+        return torch.addcmul(x * cosines, x.roll(half, -1), sines)
+
+    return run

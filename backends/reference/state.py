@@ -1,0 +1,50 @@
+"""KV state ops, and the plainest state there is.
+
+The kernels call whatever state they are given. `FunctionalKV` never changes its tensors and
+makes new ones; the runtime has the state with preallocated storage.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from elidir.backends.protocol import Kernel
+from elidir.backends.reference.registry import kernel
+from elidir.backends.weights import Weights
+from elidir.ir import KvAppend, KvRead
+
+
+@dataclass(frozen=True)
+class FunctionalKV:
+    """Keys and values [B, G, S, D]; appending copies, so every state stays as it was."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @classmethod
+    def empty(
+        cls, batch: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+    ) -> "FunctionalKV":
+        """Return a state of no tokens."""
+        keys = torch.empty(batch, heads, 0, key_dim, dtype=dtype)
+        return cls(keys, torch.empty(batch, heads, 0, value_dim, dtype=dtype))
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> "FunctionalKV":
+        """Return a longer state."""
+        return FunctionalKV(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and values."""
+        return self.k, self.v
+
+
+@kernel(KvAppend)
+def append(op: KvAppend, weights: Weights) -> Kernel:
+    """Put new keys and values at the end."""
+    return lambda kv, k, v: kv.append(k, v)
+
+
+@kernel(KvRead)
+def read(op: KvRead, weights: Weights) -> Kernel:
+    """All keys and values."""
+    return lambda kv: kv.read()

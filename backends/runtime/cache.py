@@ -1,0 +1,314 @@
+"""The KV cache: keys and values of all layers on preallocated storage.
+
+Each layer holds [B, G, capacity, D], so that what is cached is read as a view with contiguous
+channels. Original positions and validity are kept once for all layers. A step stages its tokens,
+each layer appends through its handle, and `commit` makes them part of the cache: a step that fails
+leaves it as it was. What a mask looks like is decided elsewhere.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elidir.backends.dtypes import torch_dtype
+from elidir.backends.runtime.errors import CacheError
+from elidir.ir import KV, Value
+
+INITIAL_CAPACITY = 256
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The shape of one layer's cache: key heads, channels of keys and of values, dtype."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one token."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+def layer_specs(params: Iterable[Value]) -> tuple[LayerSpec, ...]:
+    """Return the layers that the parameters of a `@step` ask for, in order."""
+    return tuple(_spec(p.type) for p in params if isinstance(p.type, KV))
+
+
+def _spec(kv: KV) -> LayerSpec:
+    sizes = (kv.heads, kv.key_dim, kv.value_dim)
+    if not all(isinstance(n, int) for n in sizes):
+        raise CacheError(f"{kv} has symbolic heads or channels; a cache needs them as numbers")
+    return LayerSpec(*map(int, sizes), torch_dtype(kv.dtype))
+
+
+class LayerKV:
+    """One layer's keys and values up to some length: the value of a `kv` while a step runs."""
+
+    __slots__ = ("keys", "length", "limit", "values")
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int, limit: int) -> None:
+        self.keys, self.values = keys, values
+        self.length, self.limit = length, limit
+
+    def append(self, k: Tensor, v: Tensor) -> "LayerKV":
+        """Write keys [B, G, N, D] and values [B, G, N, Dv] after the last; return the longer state.
+
+        Raises `CacheError` if they are more tokens than the step has staged.
+        """
+        new = k.shape[2]
+        if self.length + new > self.limit:
+            room = self.limit - self.length
+            raise CacheError(
+                f"a layer appends {new} tokens where {room} were staged; stage them all"
+            )
+        self.keys.narrow(2, self.length, new).copy_(k)
+        self.values.narrow(2, self.length, new).copy_(v)
+        return LayerKV(self.keys, self.values, self.length + new, self.limit)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return views of all keys [B, G, S, D] and values [B, G, S, Dv]."""
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of what a cache held: nothing done to the cache later shows in it."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    positions: Tensor
+    valid: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the copy."""
+        parts = (*self.keys, *self.values, self.positions, self.valid)
+        return sum(t.nbytes for t in parts)
+
+
+class KVCache:
+    """Keys, values, positions and validity of `length` tokens in each of `batch` rows.
+
+    `dense` says that every cached token is known to be valid.
+
+    Args:
+        layers: one spec per layer.
+        batch: rows.
+        capacity: tokens to reserve room for; it doubles when it is exceeded.
+        limit: the most tokens that the cache may grow to, None for any number.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        batch: int = 1,
+        *,
+        capacity: int = INITIAL_CAPACITY,
+        limit: int | None = None,
+    ) -> None:
+        self.layers, self.limit = tuple(layers), limit
+        self.length = 0
+        self.dense = True
+        self._staged, self._staged_dense = 0, True
+        self._allocate(batch, max(capacity, 1) if limit is None else min(max(capacity, 1), limit))
+
+    def _allocate(self, batch: int, capacity: int) -> None:
+        """Make storage that holds nothing yet."""
+        self.batch, self.capacity = batch, capacity
+        self.keys = [
+            torch.empty(batch, s.heads, capacity, s.key_dim, dtype=s.dtype) for s in self.layers
+        ]
+        self.values = [
+            torch.empty(batch, s.heads, capacity, s.value_dim, dtype=s.dtype) for s in self.layers
+        ]
+        self.positions = torch.zeros(batch, capacity, dtype=torch.int64)
+        self.valid = torch.zeros(batch, capacity, dtype=torch.bool)
+
+    # ---- one step
+
+    def stage(self, positions: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make room for N tokens, and write their positions [B, N] and validity (None: all valid).
+
+        Returns views of the positions and the validity of all slots, cached then new, [B, S + N].
+        Raises `CacheError` when the cache may not grow so far.
+        """
+        new = positions.shape[1]
+        end = self.length + new
+        self.reserve(end)
+        self.positions.narrow(1, self.length, new).copy_(positions)
+        slots = self.valid.narrow(1, self.length, new)
+        if valid is None:
+            slots.fill_(True)
+        else:
+            slots.copy_(valid)
+        self._staged, self._staged_dense = new, valid is None
+        return self.positions.narrow(1, 0, end), self.valid.narrow(1, 0, end)
+
+    def handles(self) -> list[LayerKV]:
+        """Return the state of each layer, to which a step appends the staged tokens."""
+        length, limit = self.length, self.length + self._staged
+        pairs = zip(self.keys, self.values, strict=True)
+        return [LayerKV(k, v, length, limit) for k, v in pairs]
+
+    def commit(self) -> None:
+        """Make the staged tokens part of the cache, once every layer has appended them."""
+        self.dense = self.dense and self._staged_dense
+        self.length += self._staged
+        self._staged = 0
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for this many tokens in all; raises `CacheError` beyond the limit."""
+        if tokens <= self.capacity:
+            return
+        if self.limit is not None and tokens > self.limit:
+            raise CacheError(
+                f"the cache holds {self.length} tokens and may hold {self.limit}, but {tokens} are "
+                "needed; crop it, start a new session, or give a higher limit"
+            )
+        grown = max(tokens, 2 * self.capacity)
+        self._replace(self.snapshot(), grown if self.limit is None else min(grown, self.limit))
+
+    # ---- between steps
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens; raises `CacheError` if there are fewer."""
+        if not 0 <= length <= self.length:
+            raise CacheError(f"cannot crop to {length} tokens; the cache holds {self.length}")
+        self.length = length
+        self._refresh()
+
+    def gather(self, slots: Tensor, keep: Tensor | None = None, *, start: int = 0) -> None:
+        """Keep the first `start` slots, and after them the chosen ones in the order given.
+
+        Args:
+            slots: i64[K] for every row, or i64[B, K].
+            keep: bool[B, K]; a slot that is not kept stays as an invalid one, so that rows may keep
+                different numbers.
+            start: how many slots stay where they are.
+
+        Raises:
+            CacheError: a slot that the cache does not hold.
+        """
+        self._check_slots(slots, start)
+        count = slots.shape[-1]
+        for stored in (*self.keys, *self.values):
+            stored.narrow(2, start, count).copy_(_take(stored, slots))
+        for stored in (self.positions, self.valid):
+            stored.narrow(1, start, count).copy_(_take(stored[:, None, :, None], slots)[:, 0, :, 0])
+        if keep is not None:
+            self.valid.narrow(1, start, count).logical_and_(keep)
+        self.length = start + count
+        self._refresh()
+
+    def _check_slots(self, slots: Tensor, start: int) -> None:
+        if not 0 <= start <= self.length or start + slots.shape[-1] > self.capacity:
+            raise CacheError(
+                f"cannot keep {slots.shape[-1]} slots from {start} on; give fewer slots"
+            )
+        if slots.dim() not in (1, 2) or (slots.dim() == 2 and slots.shape[0] != self.batch):
+            raise CacheError(f"slots are [K] or [{self.batch}, K], not {list(slots.shape)}")
+        if slots.numel() and not 0 <= int(slots.min()) <= int(slots.max()) < self.length:
+            raise CacheError(
+                f"slots must be from 0 to {self.length - 1}; the cache holds no others"
+            )
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i a copy of row rows[i]; there may be more or fewer rows than before.
+
+        Raises:
+            CacheError: a row that the cache does not have.
+        """
+        if (
+            rows.dim() != 1
+            or not len(rows)
+            or not 0 <= int(rows.min()) <= int(rows.max()) < self.batch
+        ):
+            raise CacheError(f"rows must be a list of numbers from 0 to {self.batch - 1}")
+        self._replace(self._copy(lambda t: t.index_select(0, rows)), self.capacity)
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy of what is cached."""
+        return self._copy(Tensor.clone)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Hold what a snapshot of this cache, or of one with the same layers, held.
+
+        Raises:
+            CacheError: the snapshot's layers are not this cache's.
+        """
+        found = [(k.shape[1], k.shape[3], v.shape[3], k.dtype) for k, v in _pairs(snapshot)]
+        if found != [(s.heads, s.key_dim, s.value_dim, s.dtype) for s in self.layers]:
+            raise CacheError(
+                "the snapshot is of a cache with other layers; restore it where it is from"
+            )
+        self._replace(snapshot, max(self.capacity, snapshot.positions.shape[1]))
+
+    def _copy(self, copy: Callable[[Tensor], Tensor]) -> Snapshot:
+        used = self.length
+        return Snapshot(
+            tuple(copy(t.narrow(2, 0, used)) for t in self.keys),
+            tuple(copy(t.narrow(2, 0, used)) for t in self.values),
+            copy(self.positions.narrow(1, 0, used)),
+            copy(self.valid.narrow(1, 0, used)),
+        )
+
+    def _replace(self, content: Snapshot, capacity: int) -> None:
+        """Hold this content in storage of this capacity, in place where the sizes allow."""
+        batch, length = content.positions.shape
+        if (batch, capacity) != (self.batch, self.capacity):
+            self._allocate(batch, capacity)
+        for stored, kept in zip(self.keys, content.keys, strict=True):
+            stored.narrow(2, 0, length).copy_(kept)
+        for stored, kept in zip(self.values, content.values, strict=True):
+            stored.narrow(2, 0, length).copy_(kept)
+        self.positions.narrow(1, 0, length).copy_(content.positions)
+        self.valid.narrow(1, 0, length).copy_(content.valid)
+        self.length = length
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._staged = 0
+        self.dense = bool(self.valid.narrow(1, 0, self.length).all())
+
+    # ---- what is in it
+
+    def next_positions(self) -> Tensor:
+        """Return the position after each row's last valid token, i64[B, 1]."""
+        if self.length == 0:
+            return torch.zeros(self.batch, 1, dtype=torch.int64)
+        valid = self.valid.narrow(1, 0, self.length)
+        positions = self.positions.narrow(1, 0, self.length)
+        return positions.masked_fill(~valid, -1).amax(1, keepdim=True) + 1
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token in one row, all layers."""
+        return sum(s.bytes for s in self.layers)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of the keys and values that are cached."""
+        return self.bytes_per_token * self.batch * self.length
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Bytes of all storage, positions and validity included."""
+        parts = (*self.keys, *self.values, self.positions, self.valid)
+        return sum(t.nbytes for t in parts)
+
+
+def _take(stored: Tensor, slots: Tensor) -> Tensor:
+    """Return the chosen slots of [B, G, S, D], a copy."""
+    if slots.dim() == 1:
+        return stored.index_select(2, slots)
+    batch, heads, _, width = stored.shape
+    return stored.gather(2, slots[:, None, :, None].expand(batch, heads, slots.shape[1], width))
+
+
+def _pairs(snapshot: Snapshot) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(snapshot.keys, snapshot.values, strict=True))

@@ -1,0 +1,203 @@
+"""The arrays behind a module's weight table, loaded when a kernel asks for them.
+
+A `WeightStore` holds sources by name: the user's tensors by reference, never written to, or
+stored data in a format of its own, which knows how to decode itself. `Weights` is the table of
+one module over a store: it evaluates derived entries. Nothing is kept that no kernel keeps: what
+is shared (converted, derived and packed copies) is remembered weakly.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, reduce
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakValueDictionary
+
+import torch
+
+from elidir.backends.dtypes import ir_dtype, torch_dtype
+from elidir.ir import Derived, ElidirError, Entry, Op, Tensor, Weight, nearest
+
+
+class WeightError(ElidirError):
+    """A weight is missing, or is not what the module's table says."""
+
+
+class Source(Protocol):
+    """One stored weight; `format` is "" when it is stored in its own dtype."""
+
+    @property
+    def format(self) -> str:
+        """The storage format, such as q4_1 or int8."""
+
+    @property
+    def sha(self) -> str:
+        """The content hash."""
+
+    def load(self) -> torch.Tensor:
+        """Return the weight as a dense tensor."""
+
+
+class TensorSource:
+    """A tensor that somebody else owns."""
+
+    format = ""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()
+
+    @cached_property
+    def sha(self) -> str:
+        """The content hash, computed when first asked for."""
+        return content_hash(self.tensor)
+
+    def load(self) -> torch.Tensor:
+        """Return the tensor itself."""
+        return self.tensor
+
+
+class WeightStore:
+    """Sources by full name, and the weak memory of what kernels made of them."""
+
+    def __init__(self, sources: Mapping[str, "torch.Tensor | Source"] | None = None) -> None:
+        self._sources: dict[str, Source] = {}
+        self._shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        for name, source in (sources or {}).items():
+            self.add(name, source)
+
+    def add(self, name: str, source: "torch.Tensor | Source") -> None:
+        """Add one source; raises `WeightError` if the name is taken."""
+        if name in self._sources:
+            raise WeightError(f"weight '{name}' is already in the store; give it another name")
+        is_tensor = isinstance(source, torch.Tensor)
+        self._sources[name] = TensorSource(source) if is_tensor else source
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def source(self, name: str) -> Source:
+        """Return the source of a stored weight; raises `WeightError` with the nearest name."""
+        if name not in self._sources:
+            raise WeightError(f"weight '{name}' is not in the store{nearest(name, self._sources)}")
+        return self._sources[name]
+
+    def release(self) -> None:
+        """Let go of every source: what is lowered has what it needs, nothing more can be."""
+        self._sources.clear()
+
+    def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what is remembered under `key`, or make it; forgotten when nobody holds it."""
+        found = self._shared.get(key)
+        if found is None:
+            found = make()
+            self._shared[key] = found
+        return found
+
+    def entry(self, name: str) -> Entry:
+        """Return the table entry that describes a stored weight (loads it if it is encoded)."""
+        source = self.source(name)
+        tensor = source.load()
+        dtype = ir_dtype(tensor.dtype)
+        if dtype is None:
+            raise WeightError(f"weight '{name}' is {tensor.dtype}, which the IR has no name for")
+        return Entry(Tensor(tuple(tensor.shape), dtype), source.format, source.sha)
+
+
+class Weights:
+    """The weights of one program: the entries of its module over a store, and who reads them."""
+
+    def __init__(
+        self, store: WeightStore, entries: Mapping[str, Entry], ops: Iterable[Op] = ()
+    ) -> None:
+        self.store, self.entries = store, entries
+        self._readers: defaultdict[str, set[str]] = defaultdict(set)
+        for op in ops:
+            for weight in op.weights():
+                self._readers[self.canonical(weight.name)].add(op.kind)
+
+    def load(self, weight: Weight) -> torch.Tensor:
+        """Return a weight in its reference's dtype; raises `WeightError` if it does not fit."""
+        dtype = torch_dtype(weight.type.dtype)
+        tensor = self._converted(self.canonical(weight.name), dtype)
+        if tuple(tensor.shape) != weight.type.dims:
+            found = list(tensor.shape)
+            raise WeightError(f"weight '{weight.name}' has shape {found}, not {weight.type}")
+        return tensor
+
+    def prepare(
+        self, how: Hashable, weights: Sequence[Weight], make: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """Return `make(*tensors)`, shared by all kernels that ask for this preparation `how`."""
+        names = tuple((self.canonical(w.name), w.type.dtype) for w in weights)
+        made: torch.Tensor = self.store.share(
+            (how, names), lambda: make(*[self.load(w) for w in weights])
+        )
+        return made
+
+    def readers(self, weight: Weight) -> frozenset[str]:
+        """Return the kinds of the program's ops that read a weight, under whatever name."""
+        return frozenset(self._readers[self.canonical(weight.name)])
+
+    def canonical(self, name: str) -> str:
+        """Return the name that a chain of aliases leads to."""
+        entry = self.entries.get(name)
+        while entry is not None and entry.expr is not None and entry.expr.fn == "alias":
+            name = entry.expr.sources[0]
+            entry = self.entries.get(name)
+        return name
+
+    def _converted(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        made: torch.Tensor = self.store.share((name, dtype), lambda: self._make(name).to(dtype))
+        return made
+
+    def _make(self, name: str) -> torch.Tensor:
+        entry = self.entries.get(name)
+        if entry is None or entry.expr is None:
+            return self.store.source(name).load().detach()
+        args = [self._make(a) if isinstance(a, str) else a for a in entry.expr.args]
+        return derive(entry.expr, args)
+
+
+Argument: TypeAlias = torch.Tensor | float
+
+
+def derive(expr: Derived, args: list[Argument]) -> torch.Tensor:
+    """Evaluate the expression of a derived weight over loaded arguments."""
+    if expr.fn == "concat":
+        return torch.cat([torch.as_tensor(a) for a in args], dim=expr.axis)
+    if expr.fn == "transpose":
+        return torch.as_tensor(args[0]).transpose(-1, -2)
+    if expr.fn == "alias":
+        return torch.as_tensor(args[0])
+    if expr.fn not in _ARITHMETIC:
+        known = ["alias", "concat", "transpose", *_ARITHMETIC]
+        raise WeightError(f"no way to derive a weight by '{expr.fn}'{nearest(expr.fn, known)}")
+    return torch.as_tensor(reduce(_ARITHMETIC[expr.fn], args))
+
+
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+}
+
+
+# ---- hashes
+
+
+def content_hash(tensor: torch.Tensor) -> str:
+    """Return the first 16 hex digits of the SHA-256 of dtype, shape and bytes."""
+    head = f"{tensor.dtype}{list(tensor.shape)}".encode()
+    flat = tensor.detach().contiguous().reshape(-1)
+    digest = hashlib.sha256(head)
+    digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def content_hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the hash of each tensor, on two threads (hashing leaves the interpreter free)."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(tensors, pool.map(content_hash, tensors.values()), strict=True))

@@ -1,0 +1,264 @@
+"""Masks and position biases, classified by evaluating them: which predicate over positions are they?
+
+Each hypothesis (causal, a window, valid keys, ALiBi) is read off the values at one length with a
+left-padded row and then checked against all of them. A window wider than the probe shows by putting
+small numbers in the place of the large ones in the program. What fits nothing stays as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from elidir.frontends.raising.probe import Probe, backward
+from elidir.ir import (
+    AlibiBias,
+    Attention,
+    Builder,
+    MaskAnd,
+    MaskCausal,
+    MaskDense,
+    MaskValid,
+    MaskWindow,
+    Op,
+    Tensor,
+    Value,
+    Weight,
+)
+
+LENGTH, PAD, LARGE = 24, 5, 12
+NEVER = -9e3
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """A mask over positions: of keys at most `before` back and `after` ahead; None is unbounded."""
+
+    causal: bool = False
+    valid: bool = False
+    before: int | None = None
+    after: int | None = None
+
+    def dense(self, distance: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Return it as bool[B, T, T]."""
+        out = torch.ones_like(distance, dtype=torch.bool)
+        if self.causal:
+            out = out & (distance >= 0)
+        if self.before is not None:
+            out = out & (distance <= self.before)
+        if self.after is not None:
+            out = out & (-distance <= self.after)
+        return out & valid[:, None, :] if self.valid else out
+
+
+class MaskRule:
+    """Replaces the dense masks and biases of `attention` by predicates over positions."""
+
+    def __init__(self, probe: Probe, add_weight: Any) -> None:
+        self.probe, self.add_weight = probe, add_weight
+
+    def __call__(self, op: Op, b: Builder) -> Sequence[Value] | None:
+        """Raise the mask and the bias of an attention."""
+        if not isinstance(op, Attention) or op.k.type.dims[2] != op.q.type.dims[2]:
+            return None
+        mask, changed = self._mask(op.mask, b)
+        bias = op.bias
+        if bias is not None and self.probe.is_index(bias, b.op_of):
+            found = self._bias(bias, b)
+            if found is not None:
+                predicate, bias = found
+                more = self._emit(predicate, b)
+                mask = more if mask is None else self._both(mask, more, b)
+                changed = True
+        return [b.emit(op.clone(mask=mask, bias=bias, loc=""))] if changed else None
+
+    def _both(self, mask: Value, more: Value | None, b: Builder) -> Value:
+        return mask if more is None else b.emit(MaskAnd(mask, more))
+
+    def _mask(self, mask: Value | None, b: Builder) -> tuple[Value | None, bool]:
+        dense = b.op_of(mask)
+        if isinstance(dense, MaskCausal):
+            return self._iota_causal(dense, b)
+        if not isinstance(dense, MaskDense) or not self.probe.is_index(dense.x, b.op_of):
+            return mask, False
+        predicate = self._classify(dense.x, b)
+        return (mask, False) if predicate is None else (self._emit(predicate, b), True)
+
+    def _iota_causal(self, op: MaskCausal, b: Builder) -> tuple[Value, bool]:
+        """`is_causal` was imported over slots; the program's own positions say the same."""
+        positions = self.probe.positions
+        if positions is None or op.queries is positions:
+            return op.result, False
+        if positions.type.dims[1] != op.queries.type.dims[1]:
+            return op.result, False
+        return b.emit(MaskCausal(positions, positions)), True
+
+    # -- classification
+
+    def _classify(self, x: Value, b: Builder) -> Predicate | None:
+        key = ("mask", self.probe.key([x], b.op_of, set()))
+        return self.probe.once(key, lambda: self._find(x, b))
+
+    def _find(self, x: Value, b: Builder) -> Predicate | None:
+        plain = self._read(x, b.op_of)
+        if plain is None:
+            return None
+        for number in _large_numbers(backward([x], b.op_of, set())):
+            small, next_ = (self._read(x, _substituted(b.op_of, number, n)) for n in (5, 6))
+            if small == plain or small is None or next_ is None:
+                continue
+            before = _extrapolate(small.before, next_.before, number)
+            after = _extrapolate(small.after, next_.after, number)
+            plain = replace(plain, before=before or plain.before, after=after or plain.after)
+        return plain
+
+    def _read(self, x: Value, op_of: Any) -> Predicate | None:
+        found = self._values(x, op_of)
+        if found is None:
+            return None
+        return _fit(found[0], found[1], found[2])
+
+    def _values(self, x: Value, op_of: Any) -> tuple[torch.Tensor, ...] | None:
+        """Return (values [B, T, T], distances, valid), or None where the sizes do not fit."""
+        inputs = self.probe.index_inputs(2, LENGTH, PAD if self.probe.valid is not None else 0)
+        try:
+            (values,) = self.probe.run([x], op_of, inputs)
+        except Exception:  # a program cut out of its model may fail in any way
+            return None
+        return _distances(values, inputs, self.probe)
+
+    # -- biases
+
+    def _bias(self, bias: Value, b: Builder) -> tuple[Predicate, Value | None] | None:
+        """Return (mask, remaining bias) of an additive bias, or None if it is neither."""
+        key = ("bias", self.probe.key([bias], b.op_of, set()))
+        found = self.probe.once(key, lambda: self._measure_bias(bias, b))
+        if found is None:
+            return None
+        predicate, slopes = found
+        if slopes is None:
+            return predicate, None
+        positions = self.probe.positions
+        assert positions is not None
+        return predicate, b.emit(AlibiBias(positions, slopes, dtype=bias.tensor.dtype))
+
+    def _measure_bias(self, bias: Value, b: Builder) -> tuple[Predicate, Weight | None] | None:
+        inputs = self.probe.index_inputs(2, LENGTH, PAD if self.probe.valid is not None else 0)
+        try:
+            (values,) = self.probe.run([bias], b.op_of, inputs)
+        except Exception:  # as above
+            return None
+        found = _distances((values > NEVER).all(1), inputs, self.probe)
+        if found is None:
+            return None
+        predicate = _fit(*found)
+        if predicate is None:
+            return None
+        slopes = _slopes(values, found[0] & found[2][:, :, None] & found[2][:, None, :])
+        if slopes is None or (slopes.any() and self.probe.positions is None):
+            return None
+        return predicate, self.add_weight("slopes", slopes) if slopes.any() else None
+
+    # -- building
+
+    def _emit(self, predicate: Predicate, b: Builder) -> Value | None:
+        """Return the mask ops of a predicate; None if every query sees every key."""
+        pos, valid, terms = self.probe.positions, self.probe.valid, []
+        if predicate.causal and pos is not None:
+            terms.append(b.emit(MaskCausal(pos, pos)))
+        if pos is not None and (predicate.before, predicate.after) != (None, None):
+            before = 2**31 if predicate.before is None else predicate.before
+            after = 2**31 if predicate.after is None else predicate.after
+            after = 0 if predicate.causal else after
+            terms.append(b.emit(MaskWindow(pos, pos, before=before, after=after)))
+        if predicate.valid and valid is not None:
+            terms.append(b.emit(MaskValid(valid)))
+        mask = terms[0] if terms else None
+        for term in terms[1:]:
+            mask = b.emit(MaskAnd(mask, term))  # type: ignore[arg-type]
+        return mask
+
+
+def _distances(
+    values: torch.Tensor, inputs: dict[Value, torch.Tensor], probe: Probe
+) -> tuple[torch.Tensor, ...] | None:
+    """Return the mask over the batch, query minus key distances and validity, if it is [.., T, T]."""
+    if values.shape[-1] != values.shape[-2] and values.shape[-2] != 1:
+        return None
+    length = values.shape[-1]
+    valid = inputs.get(probe.valid) if probe.valid is not None else None  # type: ignore[arg-type]
+    if valid is None or valid.shape[1] != length:
+        valid = torch.ones(values.shape[0], length, dtype=torch.bool)
+    if probe.positions is not None and inputs[probe.positions].shape[1] != length:
+        return None
+    slots = torch.arange(length)
+    distance = (slots[:, None] - slots[None, :]).expand(valid.shape[0], -1, -1)
+    return values.expand(valid.shape[0], length, length), distance, valid
+
+
+def _fit(seen: torch.Tensor, distance: torch.Tensor, valid: torch.Tensor) -> Predicate | None:
+    """Return the predicate that equals `seen` for all valid queries, or None."""
+    queries = valid[:, :, None].expand_as(seen)
+    pairs = seen & queries & valid[:, None, :]
+    if not pairs.any():
+        return None
+    hidden = (seen & queries & ~valid[:, None, :]).any()
+    furthest, ahead = int(distance[pairs].max()), int(-distance[pairs].min())
+    end = seen.shape[-1] - 1
+    guess = Predicate(
+        causal=ahead == 0,
+        valid=bool((~valid).any() and not hidden),
+        before=furthest if furthest < end else None,
+        after=ahead if 0 < ahead < end else None,
+    )
+    return guess if bool((guess.dense(distance, valid) == seen)[queries].all()) else None
+
+
+def _slopes(values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor | None:
+    """Return slopes f32[H] if values = slope * key + (a number for each query), else None."""
+    size = pairs.shape[-1]
+    values = values.expand(pairs.shape[0], -1, size, size).float()
+    row = values[0, :, -1, :]
+    slopes = row[:, 1] - row[:, 0] if bool(pairs[0, -1, :2].all()) else row[:, -1] - row[:, -2]
+    keys = torch.arange(size, dtype=torch.float32)
+    rest = torch.where(pairs[:, None], values - slopes[None, :, None, None] * keys, torch.nan)
+    spread = rest.nan_to_num(-torch.inf).amax(-1) - rest.nan_to_num(torch.inf).amin(-1)
+    seen = pairs.any(-1)[:, None].expand_as(spread)
+    close = spread[seen].abs() <= 1e-4 * (1 + slopes.abs().max() * size)
+    return slopes.contiguous() if bool(close.all()) else None
+
+
+def _large_numbers(ops: list[Op]) -> list[int]:
+    found = {n for op in ops for n in vars(op).values() if type(n) is int and LARGE <= n < 2**31}
+    return sorted(found)
+
+
+def _substituted(op_of: Any, number: int, small: int) -> Any:
+    """Return an `op_of` in which one number of the program is another."""
+    memo: dict[Value, Op | None] = {}
+
+    def look(value: Any) -> Op | None:
+        op = op_of(value)
+        if op is None or not isinstance(value, Value) or not isinstance(value.type, Tensor):
+            return op
+        if value not in memo:
+            swap = {k: small for k, v in vars(op).items() if type(v) is int and v == number}
+            memo[value] = _swapped(op, swap) if swap else op
+        return memo[value]
+
+    return look
+
+
+def _swapped(op: Op, swap: dict[str, int]) -> Op:
+    """Return the op with other numbers, but with its own results."""
+    new = op.clone(**swap)
+    object.__setattr__(new, "results", op.results)
+    return new
+
+
+def _extrapolate(at5: int | None, at6: int | None, number: int) -> int | None:
+    """Return the bound for the program's own number, it being linear in the number."""
+    if at5 is None or at6 is None or at6 == at5:
+        return None
+    return at5 + (number - 5) * (at6 - at5)

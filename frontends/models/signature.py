@@ -1,0 +1,373 @@
+"""What a model is fed with while it is captured: example tensors, and which dimensions may vary.
+
+A `Feed` is made from a Hugging Face model alone, or from the example inputs of any other module.
+Nothing here runs or exports a model.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from elidir.ir import ElidirError
+
+
+class CaptureError(ElidirError):
+    """A model cannot be captured as it was asked."""
+
+
+class Role(Enum):
+    """What an input means to the model."""
+
+    IDS = "ids"
+    VALID = "valid"
+    POSITIONS = "positions"
+    PIXELS = "pixels"
+    EMBEDS = "embeds"
+    DECODER_IDS = "decoder_ids"
+    OTHER = "other"
+
+
+ROLES = {
+    "input_ids": Role.IDS,
+    "attention_mask": Role.VALID,
+    "position_ids": Role.POSITIONS,
+    "pixel_values": Role.PIXELS,
+    "inputs_embeds": Role.EMBEDS,
+    "decoder_input_ids": Role.DECODER_IDS,
+}
+
+BATCH, LENGTH, TARGET = "B", "T", "U"
+"""Names of the dimensions: batch, tokens, and tokens of a decoder beside an encoder."""
+
+Dims = tuple[str | int, ...]
+
+# Sizes of the tensors that a Hugging Face model is traced with: three different numbers that no
+# model is likely to hold as a constant, and none of them 1, which export takes for a constant.
+EXAMPLE = {BATCH: 3, LENGTH: 7, TARGET: 5}
+LIMITS = {BATCH: (1, 4096), LENGTH: (1, 1 << 20), TARGET: (1, 1 << 20)}
+LENGTH_FIELDS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "max_target_positions",
+)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of the inputs: its dotted name, its role and its dimensions."""
+
+    name: str
+    role: Role
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Example inputs, a leaf for each tensor in them (None for other values), bounds of names."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaves: tuple[Leaf | None, ...]
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(LIMITS))
+
+    @property
+    def names(self) -> set[str]:
+        """The dimensions that vary."""
+        return {d for leaf in self.leaves if leaf for d in leaf.dims if isinstance(d, str)}
+
+    def flat(self) -> list[Any]:
+        """All values in the order of the leaves."""
+        return pytree.tree_leaves((self.args, self.kwargs))
+
+
+def leaf_names(args: Sequence[Any], kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> list:
+    """A dotted name for each value of the inputs, from the parameters of `forward`."""
+    parameters = list(inspect.signature(forward).parameters)
+    paths, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    return [_dotted(path, parameters) for path, _ in paths]
+
+
+def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
+    """The name of one value: `input_ids`, `states.0`."""
+    first, *rest = [getattr(step, "key", getattr(step, "idx", step)) for step in path][1:]
+    if isinstance(first, int):
+        first = parameters[first] if first < len(parameters) else f"arg{first}"
+    return ".".join(str(step) for step in (first, *rest))
+
+
+# Hugging Face models
+
+
+def hugging_face_feed(model: Any, static: tuple[int, int] | None) -> Feed:
+    """Feed a model of transformers as its own `generate` would, without a cache.
+
+    Args:
+        model: a `PreTrainedModel`.
+        static: batch and length, where these may not vary.
+
+    Raises:
+        CaptureError: the kind of inputs cannot be told from the model.
+    """
+    sizes = _sizes(model.config, static)
+    tensors = _hugging_face_tensors(model, sizes)
+    leaves: list[Leaf | None] = [
+        Leaf(name, ROLES.get(name, Role.OTHER), dims) for name, (_, dims) in tensors.items()
+    ]
+    kwargs = {name: tensor.to(model.device) for name, (tensor, _) in tensors.items()}
+    feed = Feed((), kwargs, tuple(leaves), _limits(model.config))
+    if static is not None:
+        feed = freeze(feed, feed.names)
+    return stateless(model, feed)
+
+
+def stateless(model: Any, feed: Feed) -> Feed:
+    """Ask a model of transformers to keep no cache."""
+    if "use_cache" not in inspect.signature(model.forward).parameters:
+        return feed
+    if "use_cache" in feed.kwargs or feed.args:
+        return feed
+    return replace(
+        feed, kwargs={**feed.kwargs, "use_cache": False}, leaves=(*feed.leaves, None)
+    )
+
+
+def _sizes(config: Any, static: tuple[int, int] | None) -> dict[str, int]:
+    """The sizes of the example: as stated, else small ones within the model's positions."""
+    if static is not None:
+        batch, length = static
+        if batch < 1 or length < 1:
+            raise CaptureError(
+                f"static={static} is no batch and length; both must be at least 1, as in (1, 128)"
+            )
+        return {BATCH: batch, LENGTH: length, TARGET: length}
+    limit = _limits(config)[LENGTH][1]
+    return {name: min(size, limit) for name, size in EXAMPLE.items()}
+
+
+def _limits(config: Any) -> dict[str, tuple[int, int]]:
+    """Bounds of the dimensions, the length's from the config where it states one."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated = (getattr(text, name, None) for name in LENGTH_FIELDS)
+    length = next((n for n in stated if isinstance(n, int) and n > 0), None)
+    if length is None:
+        return dict(LIMITS)
+    return {**LIMITS, LENGTH: (1, length), TARGET: (1, length)}
+
+
+Sized = dict[str, tuple[Tensor, Dims]]
+
+
+def _hugging_face_tensors(model: Any, sizes: Mapping[str, int]) -> Sized:
+    """Name, example and dimensions of each tensor that the model takes."""
+    main = model.main_input_name
+    if main == "pixel_values":
+        return {main: _pixels(model.config, model.dtype, sizes)}
+    if main == "input_features" and model.config.is_encoder_decoder:
+        return {main: _features(model, sizes), **_decoder_tokens(sizes)}
+    if main != "input_ids":
+        raise CaptureError(
+            f"{type(model).__name__} takes {main}, which cannot be made up from its config; "
+            "give example_inputs="
+        )
+    if model.config.is_encoder_decoder:
+        return {**_tokens(sizes, positions=False), **_decoder_tokens(sizes)}
+    return _tokens(sizes, positions=_takes_positions(model))
+
+
+def _takes_positions(model: Any) -> bool:
+    """Whether this is a decoder that is told positions; encoders count their own."""
+    parameters = inspect.signature(model.forward).parameters
+    decodes = model.can_generate() or getattr(model.config, "is_decoder", True)
+    return {"position_ids", "past_key_values"} <= set(parameters) and decodes
+
+
+def _tokens(sizes: Mapping[str, int], *, positions: bool) -> Sized:
+    """Ids and mask, and positions where the model takes them."""
+    shape = (sizes[BATCH], sizes[LENGTH])
+    dims: Dims = (BATCH, LENGTH)
+    tensors: Sized = {
+        "input_ids": (torch.zeros(shape, dtype=torch.long), dims),
+        "attention_mask": (torch.ones(shape, dtype=torch.long), dims),
+    }
+    if positions:
+        tensors["position_ids"] = (torch.arange(shape[1]).repeat(shape[0], 1), dims)
+    return tensors
+
+
+def _decoder_tokens(sizes: Mapping[str, int]) -> Sized:
+    """Ids of the decoder beside an encoder."""
+    ids = torch.zeros(sizes[BATCH], sizes[TARGET], dtype=torch.long)
+    return {"decoder_input_ids": (ids, (BATCH, TARGET))}
+
+
+def _pixels(config: Any, dtype: torch.dtype, sizes: Mapping[str, int]) -> tuple[Tensor, Dims]:
+    """An image of the size that the config states."""
+    config = getattr(config, "vision_config", None) or config
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    channels = getattr(config, "num_channels", 3)
+    pixels = torch.zeros(sizes[BATCH], channels, height, width, dtype=dtype)
+    return pixels, (BATCH, channels, height, width)
+
+
+def _features(model: Any, sizes: Mapping[str, int]) -> tuple[Tensor, Dims]:
+    """Audio features of the one length that the encoder's positions allow."""
+    config = model.config
+    bins = getattr(config, "num_mel_bins", None)
+    frames = getattr(config, "max_source_positions", None)
+    if bins is None or frames is None:
+        raise CaptureError(
+            f"the audio that {type(model).__name__} takes cannot be made up from its config; "
+            "give example_inputs="
+        )
+    features = torch.zeros(sizes[BATCH], bins, 2 * frames, dtype=model.dtype)
+    return features, (BATCH, bins, 2 * frames)
+
+
+# any other module
+
+
+def example_feed(forward: Callable[..., Any], example: Any, *, dynamic: bool) -> Feed:
+    """Feed a module with the inputs that its user gave.
+
+    Dimension 0 is the batch; dimension 1 of integer and boolean matrices is the length, and so is
+    every dimension of that size where a mask or a hidden state is expected to have it.
+
+    Raises:
+        CaptureError: the inputs do not fit the forward, or hold no tensor.
+    """
+    args, kwargs = _as_arguments(example)
+    try:
+        inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"example_inputs= do not fit the model's forward: {error}; give a tuple of its "
+            "positional arguments or a dict of its named ones"
+        ) from error
+    values = pytree.tree_leaves((args, kwargs))
+    if not any(isinstance(value, Tensor) for value in values):
+        raise CaptureError("example_inputs= hold no tensor; give the tensors of one usual call")
+    feed = Feed(args, kwargs, _leaves(values, leaf_names(args, kwargs, forward)))
+    return feed if dynamic else freeze(feed, feed.names)
+
+
+def _as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of one call."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def _leaves(values: Sequence[Any], names: Sequence[str]) -> tuple[Leaf | None, ...]:
+    """Name, role and dimensions of each tensor."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    batch = next((t.shape[0] for t in tensors if t.dim() > 1), None)
+    length = _length(tensors)
+    leaves: list[Leaf | None] = []
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, Tensor):
+            leaves.append(None)
+            continue
+        role = ROLES.get(name) or _guess_role(value, {leaf.role for leaf in leaves if leaf})
+        leaves.append(Leaf(name, role, _dims(value, batch, length)))
+    return tuple(leaves)
+
+
+def _length(tensors: Sequence[Tensor]) -> int | None:
+    """The number of tokens: of the first matrix of ids, else of the first hidden state."""
+    matrices = (t.shape[1] for t in tensors if t.dim() == 2 and not t.is_floating_point())
+    states = (t.shape[1] for t in tensors if t.dim() == 3 and t.is_floating_point())
+    return next(matrices, None) or next(states, None)
+
+
+def _guess_role(tensor: Tensor, taken: set[Role]) -> Role:
+    """The role of an input whose name says nothing, from its kind and its values."""
+    if tensor.is_floating_point():
+        return {3: Role.EMBEDS, 4: Role.PIXELS}.get(tensor.dim(), Role.OTHER)
+    if tensor.dim() != 2:
+        return Role.OTHER
+    if tensor.dtype == torch.bool:
+        return Role.VALID
+    if Role.IDS not in taken:
+        return Role.IDS
+    if bool(((tensor == 0) | (tensor == 1)).all()):
+        return Role.VALID
+    return Role.POSITIONS if bool((tensor.diff(dim=1) >= 0).all()) else Role.OTHER
+
+
+def _dims(tensor: Tensor, batch: int | None, length: int | None) -> Dims:
+    """Names for the dimensions that are thought to vary, sizes for the rest."""
+    sizes: list[str | int] = list(tensor.shape)
+    if tensor.dim() == 1:
+        return (LENGTH if sizes[0] == length else BATCH if sizes[0] == batch else sizes[0],)
+    if tensor.dim() > 1 and sizes[0] == batch:
+        sizes[0] = BATCH
+    if tensor.dim() in (2, 3) and sizes[1] == length:
+        sizes[1] = LENGTH
+    if tensor.dim() == 4 and list(tensor.shape[2:]) == [length, length]:
+        sizes[2:] = [LENGTH, LENGTH]
+    return tuple(sizes)
+
+
+# changing a feed
+
+
+def freeze(feed: Feed, names: set[str]) -> Feed:
+    """Fix some dimensions to the sizes that they have in the example."""
+    return _with_dims(
+        feed, lambda name, size: size if name in names else name
+    )
+
+
+def merge(feed: Feed, name: str, into: str) -> Feed:
+    """Give a dimension the name of another that it must equal."""
+    return _with_dims(feed, lambda old, _: into if old == name else old)
+
+
+def bound(feed: Feed, name: str, lo: int, hi: int) -> Feed:
+    """Narrow the bounds of a dimension."""
+    low, high = feed.limits.get(name, (1, hi))
+    return replace(feed, limits={**feed.limits, name: (max(low, lo), min(high, hi))})
+
+
+def _with_dims(feed: Feed, change: Callable[[str | int, int], str | int]) -> Feed:
+    """The feed with each dimension changed by a function of its name and its size."""
+    leaves = tuple(
+        leaf
+        and replace(leaf, dims=tuple(map(change, leaf.dims, value.shape)))
+        for leaf, value in zip(feed.leaves, feed.flat(), strict=True)
+    )
+    return replace(feed, leaves=leaves)
+
+
+def stretch(feed: Feed) -> Feed:
+    """Repeat examples along each dimension that may vary and has size 1.
+
+    Export takes a size of 1 for a constant.
+    """
+    values, spec = pytree.tree_flatten((feed.args, feed.kwargs))
+    longer = [
+        _repeat(value, leaf.dims) if leaf else value
+        for value, leaf in zip(values, feed.leaves, strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(longer, spec)
+    return replace(feed, args=args, kwargs=kwargs)
+
+
+def _repeat(tensor: Tensor, dims: Dims) -> Tensor:
+    """One tensor, grown where a varying dimension has size 1."""
+    times = [
+        EXAMPLE[d] if isinstance(d, str) and n == 1 else 1
+        for d, n in zip(dims, tensor.shape, strict=True)
+    ]
+    return tensor.repeat(times) if max(times, default=1) > 1 else tensor

@@ -1,0 +1,113 @@
+"""The elidir dialect: about fifty op kinds, a file for each group.
+
+Each op is a declaration with its semantics in the docstring and its types in `infer`. Importing
+this package registers them all; how they run, cost and lower is registered elsewhere.
+"""
+
+from elidir.ir.ops.attention import (
+    AlibiBias,
+    Attention,
+    HeadsMerge,
+    HeadsSplit,
+    RelativeBias,
+    Rope,
+    RopeLayout,
+    RopeTable,
+)
+from elidir.ir.ops.elementwise import (
+    Add,
+    Cast,
+    Compare,
+    Div,
+    Maximum,
+    Minimum,
+    Mul,
+    Pow,
+    Sub,
+    Unary,
+    Where,
+)
+from elidir.ir.ops.masks import MaskAnd, MaskCausal, MaskDense, MaskValid, MaskWindow
+from elidir.ir.ops.model import (
+    AddNorm,
+    Const,
+    Conv,
+    Embed,
+    FfnExperts,
+    FfnGated,
+    LayerNorm,
+    Linear,
+    LinearSplit,
+    RmsNorm,
+)
+from elidir.ir.ops.reduce import Cumsum, MatMul, Reduce, Softmax, TopK
+from elidir.ir.ops.shape import (
+    Concat,
+    Expand,
+    Full,
+    Iota,
+    Pad,
+    Permute,
+    Reshape,
+    Slice,
+    Take,
+    TokensTake,
+)
+from elidir.ir.ops.state import KvAppend, KvRead
+from elidir.ir.ops.structure import Layer, Opaque
+
+__all__ = [
+    "Add",
+    "AddNorm",
+    "AlibiBias",
+    "Attention",
+    "Cast",
+    "Compare",
+    "Concat",
+    "Const",
+    "Conv",
+    "Cumsum",
+    "Div",
+    "Embed",
+    "Expand",
+    "FfnExperts",
+    "FfnGated",
+    "Full",
+    "HeadsMerge",
+    "HeadsSplit",
+    "Iota",
+    "KvAppend",
+    "KvRead",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "LinearSplit",
+    "MaskAnd",
+    "MaskCausal",
+    "MaskDense",
+    "MaskValid",
+    "MaskWindow",
+    "MatMul",
+    "Maximum",
+    "Minimum",
+    "Mul",
+    "Opaque",
+    "Pad",
+    "Permute",
+    "Pow",
+    "Reduce",
+    "RelativeBias",
+    "Reshape",
+    "RmsNorm",
+    "Rope",
+    "RopeLayout",
+    "RopeTable",
+    "Slice",
+    "Softmax",
+    "Sub",
+    "Take",
+    "TokensTake",
+    "TopK",
+    "Unary",
+    "Where",
+]

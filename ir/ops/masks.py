@@ -1,0 +1,92 @@
+"""Masks: predicates over original positions, never triangles over slots.
+
+A mask says which key each query may see. Positions are values, so a program that drops tokens
+gathers the positions and its masks stay right.
+"""
+
+from elidir.ir.errors import IRTypeError
+from elidir.ir.op import Op, Value, op
+from elidir.ir.symbols import Dim, format_dim
+from elidir.ir.types import DType, Mask, Type
+
+
+def _pair(queries: Value, keys: Value) -> Mask:
+    q, k = queries.tensor, keys.tensor
+    if len(q.dims) != 2 or len(k.dims) != 2:
+        raise IRTypeError(f"positions must be [batch, tokens], not {q} and {k}")
+    return Mask((_batch(q.dims[0], k.dims[0]), q.dims[1], k.dims[1]))
+
+
+def _batch(a: Dim, b: Dim) -> Dim:
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    raise IRTypeError(f"{format_dim(a)} and {format_dim(b)} differ; one of two may be 1")
+
+
+@op("mask.causal")
+class MaskCausal(Op):
+    """out[b, q, k] = keys[b, k] <= queries[b, q], both positions."""
+
+    queries: Value
+    keys: Value
+
+    def infer(self) -> Type:
+        return _pair(self.queries, self.keys)
+
+
+@op("mask.window")
+class MaskWindow(Op):
+    """out[b, q, k] = -after <= queries[b, q] - keys[b, k] <= before, over positions.
+
+    A causal sliding window of w tokens has before = w - 1, and is combined with `mask.causal`.
+    """
+
+    queries: Value
+    keys: Value
+    before: int
+    after: int
+
+    def infer(self) -> Type:
+        return _pair(self.queries, self.keys)
+
+
+@op("mask.valid")
+class MaskValid(Op):
+    """out[b, q, k] = valid[b, k], for any query: shape [B, 1, K]."""
+
+    valid: Value
+
+    def infer(self) -> Type:
+        valid = self.valid.tensor
+        if valid.dtype is not DType.BOOL or len(valid.dims) != 2:
+            raise IRTypeError(f"needs bool[batch, tokens], not {valid}")
+        return Mask((valid.dims[0], 1, valid.dims[1]))
+
+
+@op("mask.dense")
+class MaskDense(Op):
+    """out = a predicate given as data, bool[batch, queries, keys]."""
+
+    x: Value
+
+    def infer(self) -> Type:
+        x = self.x.tensor
+        if x.dtype is not DType.BOOL or len(x.dims) != 3:
+            raise IRTypeError(f"needs bool[batch, queries, keys], not {x}")
+        return Mask((x.dims[0], x.dims[1], x.dims[2]))
+
+
+@op("mask.and")
+class MaskAnd(Op):
+    """out = a and b, broadcast over batch and queries."""
+
+    a: Value
+    b: Value
+
+    def infer(self) -> Type:
+        a, b = self.a.type, self.b.type
+        if not isinstance(a, Mask) or not isinstance(b, Mask) or a.dims[2] != b.dims[2]:
+            raise IRTypeError(f"needs two masks over the same keys, not {a} and {b}")
+        return Mask((_batch(a.dims[0], b.dims[0]), _batch(a.dims[1], b.dims[1]), a.dims[2]))

@@ -1,0 +1,71 @@
+"""Passes: what changes a module, in which order, and what is watched on the way.
+
+`Pass` is one change with typed options, `Pipeline` an order of them in three spellings; instruments
+look between two passes. Passes never execute a model: what they know of data, others observed.
+"""
+
+from elidir.passes.base import (
+    Applied,
+    Context,
+    Invariant,
+    Missed,
+    Pass,
+    PassResult,
+    Remark,
+)
+from elidir.passes.bisect import Culprit, bisect
+from elidir.passes.errors import BisectError, PassError, PipelineError
+from elidir.passes.instruments import (
+    CostDelta,
+    Dump,
+    History,
+    Instrument,
+    Print,
+    Skip,
+    Time,
+    Verify,
+)
+from elidir.passes.options import Option, Range, Ratio, options_of
+from elidir.passes.pipeline import Fixpoint, Pipeline, PipelineResult, Record, framed
+from elidir.passes.preset import load_preset, preset_names
+from elidir.passes.registry import find_pass, passes, register
+from elidir.passes.reproducer import read_reproducer, reproducer_text
+
+__all__ = [
+    "Applied",
+    "BisectError",
+    "Context",
+    "CostDelta",
+    "Culprit",
+    "Dump",
+    "Fixpoint",
+    "History",
+    "Instrument",
+    "Invariant",
+    "Missed",
+    "Option",
+    "Pass",
+    "PassError",
+    "PassResult",
+    "Pipeline",
+    "PipelineError",
+    "PipelineResult",
+    "Print",
+    "Range",
+    "Ratio",
+    "Record",
+    "Remark",
+    "Skip",
+    "Time",
+    "Verify",
+    "bisect",
+    "find_pass",
+    "framed",
+    "load_preset",
+    "options_of",
+    "passes",
+    "preset_names",
+    "read_reproducer",
+    "register",
+    "reproducer_text",
+]

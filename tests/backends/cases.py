@@ -1,0 +1,832 @@
+"""For every op kind: programs of that one op, each with what its docstring says it gives.
+
+A case makes operands on a `Bench` and returns the op and its expected results, worked out in
+float64 by formulas that share nothing with the backends' kernels. Cases of a kind cover its
+attributes; sizes and dtypes are the test's choice.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from elidir.backends.reference import FunctionalKV, encode_args
+from elidir.ir import (
+    KV,
+    Add,
+    AddNorm,
+    AlibiBias,
+    Attention,
+    Cast,
+    Compare,
+    Concat,
+    Const,
+    Conv,
+    Cumsum,
+    Div,
+    DType,
+    Embed,
+    Expand,
+    FfnExperts,
+    FfnGated,
+    Full,
+    HeadsMerge,
+    HeadsSplit,
+    Iota,
+    KvAppend,
+    KvRead,
+    LayerNorm,
+    Linear,
+    LinearSplit,
+    MaskAnd,
+    MaskCausal,
+    MaskDense,
+    MaskValid,
+    MaskWindow,
+    MatMul,
+    Maximum,
+    Minimum,
+    Mul,
+    Op,
+    Opaque,
+    Pad,
+    Permute,
+    Pow,
+    Reduce,
+    RelativeBias,
+    Reshape,
+    RmsNorm,
+    Rope,
+    RopeLayout,
+    RopeTable,
+    Slice,
+    Softmax,
+    Sub,
+    Take,
+    Tensor,
+    TokensTake,
+    TopK,
+    Unary,
+    Value,
+    Weight,
+    Where,
+    parse_dim,
+)
+from tests.backends.bench import Bench
+
+Case = Callable[[Bench], tuple[Op, Any]]
+CASES: dict[str, dict[str, Case]] = {}
+
+
+def case(kind: type[Op], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a case of an op kind; with names, one case for each, which it is given."""
+
+    def register(make: Callable[..., Any]) -> Callable[..., Any]:
+        found = CASES.setdefault(kind.kind, {})
+        for name in names:
+            found[f"{make.__name__}-{name}"] = lambda b, name=name: make(b, name)
+        if not names:
+            found[make.__name__] = make
+        return make
+
+    return register
+
+
+def dim(text: str) -> Any:
+    """Return a dimension for an attribute."""
+    return parse_dim(text)
+
+
+# ---- elementwise
+
+BINARY = {
+    Add: lambda a, b: a + b,
+    Sub: lambda a, b: a - b,
+    Mul: lambda a, b: a * b,
+    Div: lambda a, b: a / b,
+    Maximum: lambda a, b: torch.where(torch.as_tensor(a) > b, a, b),
+    Minimum: lambda a, b: torch.where(torch.as_tensor(a) < b, a, b),
+}
+
+
+def binary_cases(kind: type[Op], fn: Callable[[Any, Any], torch.Tensor]) -> None:
+    """Register tensors that broadcast, and a number on either side."""
+
+    @case(kind)
+    def tensors(b: Bench) -> Any:
+        x, y = b.x("B", "T", 3), b.x("T", 1)
+        return kind(x, y), fn(b[x], b[y])
+
+    @case(kind)
+    def number_right(b: Bench) -> Any:
+        x = b.x("B", 3)
+        return kind(x, 0.7), fn(b[x], torch.tensor(0.7, dtype=torch.float64))
+
+    @case(kind)
+    def number_left(b: Bench) -> Any:
+        x = b.x("B", 3)
+        return kind(2, x), fn(torch.tensor(2.0).double(), b[x])
+
+    @case(kind)
+    def integers(b: Bench) -> Any:
+        x, y = b.ints(9, "B", 3), b.ints(9, 3)
+        y2 = b.data(b[y] + 1, 3, dtype=DType.I64)
+        return kind(x, y2), fn(b[x].double(), b[y2].double())
+
+    @case(kind)
+    def integers_and_a_float(b: Bench) -> Any:
+        x = b.ints(9, "B", 3)
+        return kind(x, 1.5), fn(b[x].double(), torch.tensor(1.5).double())
+
+
+for _kind, _fn in BINARY.items():
+    binary_cases(_kind, _fn)
+
+
+@case(Pow)
+def square(b: Bench) -> Any:
+    x = b.x("B", 3)
+    return Pow(x, 2), b[x] * b[x]
+
+
+@case(Pow)
+def power_of_tensors(b: Bench) -> Any:
+    x = b.data(torch.rand(b.size("B"), 3) + 0.5, "B", 3)
+    y = b.x(3)
+    return Pow(x, y), (b[y] * b[x].log()).exp()
+
+
+@case(Pow)
+def base_is_a_number(b: Bench) -> Any:
+    x = b.x("B", 3)
+    return Pow(2.0, x), (b[x] * math.log(2)).exp()
+
+
+COMPARE = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+}
+
+
+@case(Compare, *COMPARE)
+def compare(b: Bench, fn: str) -> Any:
+    x, y = b.ints(3, "B", "T"), b.ints(3, "T")
+    return Compare(x, y, fn), COMPARE[fn](b[x], b[y])
+
+
+@case(Compare, *COMPARE)
+def compare_with_number(b: Bench, fn: str) -> Any:
+    x = b.ints(4, "B", "T")
+    return Compare(2, x, fn), COMPARE[fn](torch.tensor(2), b[x])
+
+
+@case(Compare, "and", "or", "xor")
+def combine(b: Bench, fn: str) -> Any:
+    x, y = b.bools("B", "T"), b.bools("T")
+    found = {"and": b[x] & b[y], "or": b[x] | b[y], "xor": b[x] ^ b[y]}
+    return Compare(x, y, fn), found[fn]
+
+
+def _sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "abs": lambda x: torch.where(x < 0, -x, x),
+    "ceil": torch.ceil,
+    "cos": torch.cos,
+    "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "erf": torch.special.erf,
+    "exp": lambda x: math.e**x,
+    "floor": torch.floor,
+    "gelu": lambda x: x * 0.5 * (1 + torch.special.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh()),
+    "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+    "mish": lambda x: x * (1 + x.exp()).log().tanh(),
+    "neg": lambda x: 0 - x,
+    "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
+    "relu": lambda x: torch.where(x > 0, x, 0.0),
+    "relu2": lambda x: torch.where(x > 0, x, 0.0) ** 2,
+    "round": torch.round,
+    "sigmoid": _sigmoid,
+    "sign": lambda x: (x > 0).double() - (x < 0).double(),
+    "silu": lambda x: x * _sigmoid(x),
+    "sin": torch.sin,
+    "softplus": lambda x: (1 + x.exp()).log(),
+    "tanh": lambda x: 2 * _sigmoid(2 * x) - 1,
+}
+UNARY_POSITIVE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "log": torch.log,
+    "log1p": lambda x: (1 + x).log(),
+    "reciprocal": lambda x: 1 / x,
+    "rsqrt": lambda x: x**-0.5,
+    "sqrt": lambda x: x**0.5,
+}
+
+
+@case(Unary, *UNARY)
+def unary(b: Bench, fn: str) -> Any:
+    x = b.x("B", "T", 3)
+    return Unary(x, fn), UNARY[fn](b[x])
+
+
+@case(Unary, *UNARY_POSITIVE)
+def unary_positive(b: Bench, fn: str) -> Any:
+    x = b.data(torch.rand(b.size("B"), 4) + 0.5, "B", 4)
+    return Unary(x, fn), UNARY_POSITIVE[fn](b[x])
+
+
+@case(Unary, "exp", "sqrt", "silu", "sigmoid", "abs", "relu")
+def unary_of_integers(b: Bench, fn: str) -> Any:
+    x = b.ints(4, "B", 4)
+    wide = b[x].double()
+    return Unary(x, fn), UNARY_POSITIVE[fn](wide) if fn == "sqrt" else UNARY[fn](wide)
+
+
+@case(Unary)
+def negation(b: Bench) -> Any:
+    x = b.bools("B", "T")
+    return Unary(x, "not"), b[x] == False  # noqa: E712 - elementwise
+
+
+@case(Where)
+def where(b: Bench) -> Any:
+    c, x, y = b.bools("B", "T", 1), b.x("B", "T", 3), b.x(3)
+    chosen = b[c].double()
+    return Where(c, x, y), b[x] * chosen + b[y] * (1 - chosen)
+
+
+@case(Where)
+def where_number(b: Bench) -> Any:
+    c, x = b.bools("B", "T"), b.x("B", "T")
+    return Where(c, x, -1e4), torch.where(b[c], b[x], -1e4)
+
+
+@case(Where)
+def where_number_first(b: Bench) -> Any:
+    c, x = b.bools("B", "T"), b.x("B", "T")
+    return Where(c, 3, x), torch.where(b[c], 3.0, b[x])
+
+
+@case(Where)
+def where_two_numbers(b: Bench) -> Any:
+    c = b.bools("B", "T")
+    return Where(c, 1.5, -2.0), 3.5 * b[c].double() - 2
+
+
+@case(Cast)
+def cast(b: Bench) -> Any:
+    x = b.data(torch.tensor([[-1.75, 0.0, 2.5]]), 1, 3)
+    return Cast(x, DType.I64), torch.tensor([[-1, 0, 2]])
+
+
+# ---- shape
+
+
+@case(HeadsSplit)
+def heads_split(b: Bench) -> Any:
+    x = b.x("B", "T", 12)
+    parts = [b[x][:, :, 4 * h : 4 * h + 4] for h in range(3)]
+    return HeadsSplit(x, 3), torch.stack(parts, dim=1)
+
+
+@case(HeadsMerge)
+def heads_merge(b: Bench) -> Any:
+    x = b.x("B", 3, "T", 4)
+    return HeadsMerge(x), torch.cat([b[x][:, h] for h in range(3)], dim=-1)
+
+
+@case(Reshape)
+def reshape(b: Bench) -> Any:
+    x = b.x("B", "T", 6)
+    shape = (dim("B*T"), 2, 3)
+    return Reshape(x, shape), b[x].flatten().view(-1, 2, 3)
+
+
+@case(Permute)
+def permute(b: Bench) -> Any:
+    x = b.x("B", "T", 3)
+    return Permute(x, (2, 0, 1)), b[x].movedim(2, 0)
+
+
+@case(Slice)
+def slice_symbolic(b: Bench) -> Any:
+    x = b.x("B", "T", 3)
+    return Slice(x, 1, dim("T - 1"), dim("T")), b[x][:, -1:]
+
+
+@case(Slice)
+def slice_with_step(b: Bench) -> Any:
+    x = b.x("B", 7)
+    return Slice(x, -1, 1, 6, 2), b[x][:, [1, 3, 5]]
+
+
+@case(Concat)
+def concat(b: Bench) -> Any:
+    x, y = b.x("B", "T", 3), b.x("B", "T", 2)
+    return Concat((x, y, x), -1), torch.cat([b[x], b[y], b[x]], dim=2)
+
+
+@case(Expand)
+def expand(b: Bench) -> Any:
+    x, _ = b.x("T", 1), b.x("B")
+    shape = (dim("B"), dim("T"), 3)
+    return Expand(x, shape), b[x][None].repeat(b.size("B"), 1, 3)
+
+
+@case(Pad)
+def pad(b: Bench) -> Any:
+    x = b.x("B", "T", 3)
+    ones = torch.ones(b.size("B"), 1, 3).double()
+    return Pad(x, 1, 1, 2, 0.5), torch.cat([0.5 * ones, b[x], 0.5 * ones, 0.5 * ones], dim=1)
+
+
+@case(Pad)
+def crop(b: Bench) -> Any:
+    x = b.x("B", 6)
+    return Pad(x, -1, -1, -2), b[x][:, 1:4]
+
+
+@case(Take)
+def take(b: Bench) -> Any:
+    x, index = b.x("B", 6, 3), b.ints(6, 2, 4)
+    rows = [[b[x][:, int(i)] for i in row] for row in b[index]]
+    return Take(x, index, 1), torch.stack([torch.stack(r, 1) for r in rows], 1)
+
+
+@case(TokensTake)
+def tokens_take(b: Bench) -> Any:
+    x, rows = b.x("B", "T", 3), b.ints(b.size("T"), "B", 2)
+    chosen = [torch.stack([line[int(i)] for i in r]) for line, r in zip(b[x], b[rows], strict=True)]
+    return TokensTake(x, rows), torch.stack(chosen)
+
+
+@case(Iota)
+def iota(b: Bench) -> Any:
+    b.x("T")
+    return Iota(dim("T"), 2), torch.tensor([2 + i for i in range(b.size("T"))])
+
+
+@case(Full)
+def full(b: Bench) -> Any:
+    b.x("T")
+    return Full((2, dim("T")), -1.5, b.dtype), torch.zeros(2, b.size("T")).double() - 1.5
+
+
+# ---- reductions
+
+REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "max": lambda x: x.flatten(1).sort(1).values[:, -1],
+    "min": lambda x: x.flatten(1).sort(1).values[:, 0],
+    "mean": lambda x: x.flatten(1).sum(1) / x[0].numel(),
+    "sum": lambda x: x.sum(2).sum(1),
+    "prod": lambda x: x.prod(2).prod(1),
+}
+
+
+@case(Reduce, *REDUCE)
+def reduce(b: Bench, fn: str) -> Any:
+    x = b.x("B", "T", 3)
+    return Reduce(x, fn, (1, -1)), REDUCE[fn](b[x])
+
+
+@case(Reduce, *REDUCE)
+def reduce_and_keep(b: Bench, fn: str) -> Any:
+    x = b.x("B", 2, 3)
+    return Reduce(x, fn, (1, 2), keep=True), REDUCE[fn](b[x])[:, None, None]
+
+
+@case(Reduce, "all", "any")
+def reduce_truth(b: Bench, fn: str) -> Any:
+    x = b.bools("B", "T", 2)
+    counts = b[x].sum(-1)
+    return Reduce(x, fn, (2,)), counts == 2 if fn == "all" else counts > 0
+
+
+@case(Reduce)
+def argmax(b: Bench) -> Any:
+    x = b.x("B", "T", 9)
+    return Reduce(x, "argmax", (-1,)), b[x].sort(-1, descending=True).indices[..., 0]
+
+
+@case(Reduce)
+def sum_of_integers(b: Bench) -> Any:
+    x = b.ints(100, "B", 4, dtype=DType.I32)
+    return Reduce(x, "sum", (1,)), b[x].long() @ torch.ones(4, dtype=torch.int64)
+
+
+@case(Cumsum)
+def cumsum(b: Bench) -> Any:
+    x = b.x("B", "T", 2)
+    sums = [b[x][:, : i + 1].sum(1) for i in range(b.size("T"))]
+    return Cumsum(x, 1), torch.stack(sums, 1)
+
+
+@case(Cumsum)
+def count(b: Bench) -> Any:
+    x = b.bools("B", "T")
+    sums = [b[x][:, : i + 1].long().sum(1) for i in range(b.size("T"))]
+    return Cumsum(x, -1), torch.stack(sums, 1)
+
+
+def softmax_of(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Return exponentials divided by their sum."""
+    return x.exp() / x.exp().sum(axis, keepdim=True)
+
+
+@case(Softmax)
+def softmax(b: Bench) -> Any:
+    x = b.x("B", "T", 3)
+    return Softmax(x, 1), softmax_of(b[x], 1)
+
+
+@case(TopK)
+def topk(b: Bench) -> Any:
+    x = b.data(torch.randperm(8).float().expand(b.size("B"), 8), "B", 8)
+    order = b[x].sort(-1, descending=True)
+    return TopK(x, 3), (order.values[:, :3], order.indices[:, :3])
+
+
+@case(MatMul)
+def matmul(b: Bench) -> Any:
+    x, y = b.x("B", 3, "T", 4), b.x(3, 4, 2)
+    return MatMul(x, y), torch.einsum("bhtk,hko->bhto", b[x], b[y])
+
+
+# ---- network
+
+
+@case(Const)
+def const(b: Bench) -> Any:
+    w = b.w(3, 2)
+    return Const(w), b[w]
+
+
+@case(Embed)
+def embed(b: Bench) -> Any:
+    ids, table = b.ints(11, "B", "T"), b.w(11, 6)
+    return Embed(ids, table), torch.stack([torch.stack([b[table][i] for i in r]) for r in b[ids]])
+
+
+def _maybe_bias(b: Bench, size: int, name: str) -> tuple[Weight | None, Any]:
+    bias = b.w(size) if name == "bias" else None
+    return bias, 0 if bias is None else b[bias]
+
+
+@case(Linear, "plain", "bias")
+def linear(b: Bench, name: str) -> Any:
+    x, w = b.x("B", "T", 19), b.w(33, 19, scale=0.2)
+    bias, shift = _maybe_bias(b, 33, name)
+    return Linear(x, w, bias), torch.einsum("bti,oi->bto", b[x], b[w]) + shift
+
+
+@case(Linear, "plain", "bias")
+def linear_of_rows(b: Bench, name: str) -> Any:
+    x, w = b.x("T", 16), b.w(1, 16, scale=0.2)
+    bias, shift = _maybe_bias(b, 1, name)
+    return Linear(x, w, bias), torch.einsum("ti,oi->to", b[x], b[w]) + shift
+
+
+@case(LinearSplit, "plain", "bias")
+def linear_split(b: Bench, name: str) -> Any:
+    x, w = b.x("B", "T", 17), b.w(24, 17, scale=0.2)
+    bias, shift = _maybe_bias(b, 24, name)
+    out = torch.einsum("bti,oi->bto", b[x], b[w]) + shift
+    return LinearSplit(x, w, (13, 4, 7), bias), (out[..., :13], out[..., 13:17], out[..., 17:])
+
+
+def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return rows divided by the root of their mean square."""
+    return x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()
+
+
+@case(RmsNorm)
+def norm_rms(b: Bench) -> Any:
+    x, w = b.x("B", "T", 24), b.w(24)
+    return RmsNorm(x, w, eps=1e-5), rms(b[x], 1e-5) * b[w]
+
+
+@case(RmsNorm)
+def norm_rms_without_weight(b: Bench) -> Any:
+    x = b.x("B", "T", 7)
+    return RmsNorm(x, eps=1e-2), rms(b[x], 1e-2)
+
+
+@case(LayerNorm, "plain", "bias")
+def norm_layer(b: Bench, name: str) -> Any:
+    x, w = b.x("B", "T", 24), b.w(24)
+    bias, shift = _maybe_bias(b, 24, name)
+    centred = b[x] - b[x].mean(-1, keepdim=True)
+    return LayerNorm(x, w, bias, eps=1e-5), rms(centred, 1e-5) * b[w] + shift
+
+
+@case(AddNorm)
+def add_norm(b: Bench) -> Any:
+    x, y, w = b.x("B", "T", 24), b.x("B", "T", 24), b.w(24)
+    total = b[x] + b[y]
+    return AddNorm(x, y, w, eps=1e-5), (total, rms(total, 1e-5) * b[w])
+
+
+@case(FfnGated, "silu", "gelu_tanh", "relu")
+def ffn_gated(b: Bench, act: str) -> Any:
+    x = b.x("B", "T", 12)
+    gate, up, down = b.w(20, 12, scale=0.2), b.w(20, 12, scale=0.2), b.w(12, 20, scale=0.2)
+    hidden = UNARY[act](b[x] @ b[gate].T) * (b[x] @ b[up].T)
+    return FfnGated(x, gate, up, down, act), hidden @ b[down].T
+
+
+@case(FfnExperts)
+def ffn_experts(b: Bench) -> Any:
+    x, gates = b.x("B", "T", 6), b.x("B", "T", 2)
+    choice = b.ints(4, "B", "T", 2)
+    both, down = b.w(4, 10, 6, scale=0.3), b.w(4, 6, 5, scale=0.3)
+    out = torch.zeros_like(b[x])
+    for i, t, j in torch.cartesian_prod(*map(torch.arange, b[choice].shape)):
+        e = int(b[choice][i, t, j])
+        hidden = b[both][e] @ b[x][i, t]
+        out[i, t] += b[gates][i, t, j] * (b[down][e] @ (UNARY["silu"](hidden[:5]) * hidden[5:]))
+    return FfnExperts(x, choice, gates, both, down), out
+
+
+@case(Conv, "plain", "bias")
+def conv_depthwise(b: Bench, name: str) -> Any:
+    x, w = b.x("B", 3, 7), b.w(3, 1, 4, scale=0.3)
+    bias, shift = _maybe_bias(b, 3, name)
+    shift = shift[:, None] if name == "bias" else shift
+    padded = torch.cat([torch.zeros(b.size("B"), 3, 2).double(), b[x]], -1)
+    padded = torch.cat([padded, padded[..., :2] * 0], -1)
+    taps = [padded[..., i : i + 8] * b[w][:, 0, i : i + 1] for i in range(4)]
+    return Conv(x, w, bias, padding=(2,), groups=3), sum(taps) + shift
+
+
+@case(Conv)
+def conv_patches(b: Bench) -> Any:
+    x, w = b.x("B", 3, 4, 6), b.w(5, 3, 2, 2, scale=0.3)
+    patches = b[x].view(b.size("B"), 3, 2, 2, 3, 2)
+    found = torch.einsum("bcyixj,ocij->boyx", patches, b[w])
+    return Conv(x, w, None, stride=(2, 2), padding=(0, 0), dilation=(1, 1)), found
+
+
+# ---- positions
+
+
+@case(RopeTable)
+def rope_table(b: Bench) -> Any:
+    pos, freqs = b.ints(40, "B", "T"), b.w(4, dtype=DType.F32)
+    angles = b[pos].double()[..., None] * b[freqs]
+    return RopeTable(pos, freqs, 1.25, b.dtype), (1.25 * angles.cos(), 1.25 * angles.sin())
+
+
+def turn(x: torch.Tensor, angles: torch.Tensor, pairs: list[tuple[int, int]]) -> torch.Tensor:
+    """Return x [B, H, T, D] with each pair of channels rotated by its angle, as complex numbers."""
+    out = x.clone()
+    for i, (p, q) in enumerate(pairs):
+        turned = torch.complex(x[..., p], x[..., q]) * torch.polar(
+            torch.ones_like(angles[:, None, :, i]), angles[:, None, :, i]
+        )
+        out[..., p], out[..., q] = turned.real, turned.imag
+    return out
+
+
+ROPE = {
+    "half": (RopeLayout.HALF, 8, [(0, 4), (1, 5), (2, 6), (3, 7)]),
+    "interleaved": (RopeLayout.INTERLEAVED, 8, [(0, 1), (2, 3), (4, 5), (6, 7)]),
+    "partial": (RopeLayout.HALF, 12, [(0, 4), (1, 5), (2, 6), (3, 7)]),
+    "partial_interleaved": (RopeLayout.INTERLEAVED, 10, [(0, 1), (2, 3), (4, 5), (6, 7)]),
+}
+
+
+@case(Rope, *ROPE)
+def rope(b: Bench, name: str) -> Any:
+    layout, width, pairs = ROPE[name]
+    x = b.x("B", 3, "T", width)
+    angles = torch.randn(b.size("B"), b.size("T"), 4).double()
+    cos, sin = b.data(angles.cos(), "B", "T", 4), b.data(angles.sin(), "B", "T", 4)
+    return Rope(x, cos, sin, layout), turn(b[x], torch.atan2(b[sin], b[cos]), pairs)
+
+
+@case(AlibiBias)
+def alibi(b: Bench) -> Any:
+    keys, slopes = b.ints(9, "B", "T"), b.w(3, dtype=DType.F32)
+    found = torch.einsum("bk,h->bhk", b[keys].double(), b[slopes])[:, :, None]
+    return AlibiBias(keys, slopes, b.dtype), found
+
+
+@case(RelativeBias)
+def relative(b: Bench) -> Any:
+    queries, keys, table = b.ints(9, "B", "T"), b.ints(9, "B", 4), b.w(7, 3)
+    out = torch.zeros(b.size("B"), 3, b.size("T"), 4).double()
+    for i, q, k in torch.cartesian_prod(*map(torch.arange, (out.shape[0], *out.shape[2:]))):
+        row = int(b[keys][i, k] - b[queries][i, q]) + 3
+        out[i, :, q, k] = b[table][min(max(row, 0), 6)]
+    return RelativeBias(queries, keys, table, 3), out
+
+
+# ---- masks
+
+
+def pairs(b: Bench, fn: Callable[[int, int], bool]) -> tuple[Value, Value, torch.Tensor]:
+    """Return positions of queries and keys, and a predicate over each pair of them."""
+    q, k = b.ints(9, "B", "T"), b.ints(9, "B", 4)
+    table = [
+        [[fn(int(x), int(y)) for y in ks] for x in qs] for qs, ks in zip(b[q], b[k], strict=True)
+    ]
+    return q, k, torch.tensor(table)
+
+
+@case(MaskCausal)
+def mask_causal(b: Bench) -> Any:
+    q, k, found = pairs(b, lambda q, k: k <= q)
+    return MaskCausal(q, k), found
+
+
+@case(MaskWindow)
+def mask_window(b: Bench) -> Any:
+    q, k, found = pairs(b, lambda q, k: -1 <= q - k <= 3)
+    return MaskWindow(q, k, 3, 1), found
+
+
+@case(MaskValid)
+def mask_valid(b: Bench) -> Any:
+    valid = b.bools("B", "T")
+    return MaskValid(valid), torch.stack([row[None] for row in b[valid]])
+
+
+@case(MaskDense)
+def mask_dense(b: Bench) -> Any:
+    x = b.bools("B", "T", 4)
+    return MaskDense(x), b[x]
+
+
+@case(MaskAnd, "both", "left", "right")
+def mask_and(b: Bench, given: str) -> Any:
+    x, y = torch.rand(b.size("B"), b.size("T"), 4) < 0.5, torch.rand(1, 1, 4) < 0.5
+    first = b.mask(None if given == "right" else x, "B", "T", 4)
+    second = b.mask(None if given == "left" else y, 1, 1, 4)
+    return MaskAnd(first, second), {"both": x * y, "left": x, "right": y}[given]
+
+
+# ---- attention
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    adjust: Callable[[torch.Tensor], torch.Tensor] = lambda s: s,
+    mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return attention as the sum over visible keys, one head at a time."""
+    heads, share = q.shape[1], q.shape[1] // k.shape[1]
+    outs = []
+    for h in range(heads):
+        scores = torch.einsum("bnd,bsd->bns", q[:, h], k[:, h // share]) * scale
+        scores = adjust(scores[:, None])[:, 0] if adjust else scores
+        weight = scores.exp() if mask is None else scores.exp() * mask.double()
+        total = weight.sum(-1, keepdim=True)
+        if sinks is not None:
+            total = total + sinks[h].exp()
+        outs.append((weight / total.clamp_min(1e-30)) @ v[:, h // share])
+    return torch.cat(outs, dim=-1)
+
+
+def qkv(b: Bench, keys: str = "T", heads: int = 6, groups: int = 2) -> tuple[Value, Value, Value]:
+    """Return random queries, keys and values."""
+    return b.x("B", heads, "T", 8), b.x("B", groups, keys, 8), b.x("B", groups, keys, 8)
+
+
+@case(Attention, "6/2", "3/3", "4/1")
+def attention_heads(b: Bench, heads: str) -> Any:
+    h, g = map(int, heads.split("/"))
+    q, k, v = qkv(b, "T + 3", h, g)
+    return Attention(q, k, v, scale=0.3), attend(b[q], b[k], b[v], 0.3)
+
+
+def _padding(b: int, t: int) -> torch.Tensor:
+    """Row i of the batch starts with i padded keys, but keeps its last."""
+    return torch.arange(t)[None, None] >= torch.arange(b)[:, None, None].clamp_max(t - 1)
+
+
+def _triangle(b: int, t: int) -> torch.Tensor:
+    return torch.ones(1, t, t).tril().bool()
+
+
+MASKS: dict[str, Callable[[int, int], torch.Tensor]] = {
+    "triangle": _triangle,
+    "all": lambda b, t: torch.ones(b, 1, t).bool(),
+    "padding": _padding,
+    "left_padded_triangle": lambda b, t: _triangle(b, t) & _padding(b, t),
+    "random": lambda b, t: torch.rand(b, t, t) < 0.5,
+    "none": lambda b, t: torch.zeros(1, 1, t).bool(),
+}
+
+
+@case(Attention, *MASKS)
+def attention_mask(b: Bench, name: str) -> Any:
+    q, k, v = qkv(b)
+    found = MASKS[name](b.size("B"), b.size("T"))
+    mask = b.mask(found, "B", "T", "T")
+    return Attention(q, k, v, mask, scale=0.4), attend(b[q], b[k], b[v], 0.4, mask=found)
+
+
+@case(Attention)
+def attention_mask_of_none(b: Bench) -> Any:
+    q, k, v = qkv(b)
+    mask = b.mask(None, "B", "T", "T")
+    return Attention(q, k, v, mask, scale=0.4), attend(b[q], b[k], b[v], 0.4)
+
+
+@case(Attention)
+def attention_bias(b: Bench) -> Any:
+    q, k, v = qkv(b)
+    bias, found = b.x("B", 1, "T", "T"), torch.ones(1, b.size("T"), b.size("T")).tril().bool()
+    mask = b.mask(found, 1, "T", "T")
+    expected = attend(b[q], b[k], b[v], 0.4, lambda s: s + b[bias], found)
+    return Attention(q, k, v, mask, bias, scale=0.4), expected
+
+
+@case(Attention)
+def attention_softcap(b: Bench) -> Any:
+    q, k, v = qkv(b)
+    found = torch.ones(1, b.size("T"), b.size("T")).tril().bool()
+    mask = b.mask(found, 1, "T", "T")
+    expected = attend(b[q], b[k], b[v], 0.4, lambda s: 1.5 * (s / 1.5).tanh(), found)
+    return Attention(q, k, v, mask, scale=0.4, softcap=1.5), expected
+
+
+@case(Attention)
+def attention_sinks(b: Bench) -> Any:
+    q, k, v = qkv(b)
+    sinks = b.w(6)
+    expected = attend(b[q], b[k], b[v], 0.4, sinks=b[sinks])
+    return Attention(q, k, v, sinks=sinks, scale=0.4), expected
+
+
+# ---- state
+
+
+def kv_state(b: Bench, length: int) -> tuple[Value, torch.Tensor, torch.Tensor]:
+    """Return a state of `length` tokens, and what it holds."""
+    batch = b.size("B")
+    k, v = torch.randn(batch, 2, length, 4), torch.randn(batch, 2, length, 3)
+    kind = KV(dim("B"), 2, length, 4, 3, DType.F32)
+    return b.state(kind, FunctionalKV(k, v)), k, v
+
+
+@case(KvRead)
+def kv_read(b: Bench) -> Any:
+    kv, k, v = kv_state(b, 3)
+    return KvRead(kv), (k.double(), v.double())
+
+
+@case(KvAppend)
+def kv_append(b: Bench) -> Any:
+    kv, k, v = kv_state(b, 3)
+    more, extra = b.x("B", 2, "T", 4, dtype=DType.F32), b.x("B", 2, "T", 3, dtype=DType.F32)
+    expected = FunctionalKV(torch.cat([k, b[more]], 2), torch.cat([v, b[extra]], 2))
+    return KvAppend(kv, more, extra), expected
+
+
+# ---- opaque
+
+
+@case(Opaque)
+def opaque(b: Bench) -> Any:
+    x, w = b.x("B", "T", 3), b.w(3)
+
+    def refer(item: Any) -> Any:
+        return {"x": {"%": 0}, "w": {"@": 0}, "T": {"dim": "T"}}.get(item)
+
+    args = encode_args(["x", "w"], {"alpha": 2}, refer)
+    out = (Tensor(tuple(map(dim, ("B", "T", "3"))), b.dtype),)
+    return Opaque((x,), (w,), "aten.add.Tensor", args, out), b[x] + 2 * b[w]
+
+
+@case(Opaque)
+def opaque_with_two_results(b: Bench) -> Any:
+    x = b.data(torch.randperm(8).float().expand(b.size("B"), 8), "B", 8)
+    args = encode_args(
+        ["x"], {"dim": -1, "descending": True}, lambda i: {"%": 0} if i == "x" else None
+    )
+    out = (Tensor((dim("B"), 8), b.dtype), Tensor((dim("B"), 8), DType.I64))
+    order = b[x].sort(-1, descending=True)
+    return Opaque((x,), (), "aten.sort.default", args, out), (order.values, order.indices)
+
+
+@case(Opaque)
+def opaque_with_sizes(b: Bench) -> Any:
+    b.x("T")
+    args = encode_args(
+        [["T", 2], 0.5],
+        {"dtype": torch.float32, "device": torch.device("cpu")},
+        lambda i: {"dim": "T + 1"} if i == "T" else None,
+    )
+    out = (Tensor((dim("T + 1"), 2), DType.F32),)
+    return Opaque((), (), "aten.full.default", args, out), torch.full((b.size("T") + 1, 2), 0.5)

@@ -1,0 +1,126 @@
+"""Every op, through every backend that takes it, against what its docstring says.
+
+The cases and their expectations are in `cases.py`; here they are run at several sizes and in
+several dtypes, and results must have the type that the op inferred.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from elidir.backends import Yes, backend, torch_dtype
+from elidir.backends.cpu import KERNELS as CPU
+from elidir.backends.reference import KERNELS as REFERENCE
+from elidir.backends.reference import FunctionalKV
+from elidir.ir import KV, OPS, DType, Op, Tensor, Type, evaluate
+from tests.backends.bench import TOLERANCE, Bench
+from tests.backends.cases import CASES
+
+SIZES = ({"B": 1, "T": 1}, {"B": 2, "T": 5}, {"B": 3, "T": 8})
+INLINED = {"layer"}
+
+
+def matrix(kinds: Any, dtypes: tuple[DType, ...]) -> list[Any]:
+    """Return every case of these op kinds in these dtypes."""
+    return [
+        pytest.param(kind, name, dtype, id=f"{kind}-{name}-{dtype.value}")
+        for kind in sorted(kinds)
+        for name in CASES.get(kind, {})
+        for dtype in dtypes
+    ]
+
+
+def check(op: Op, found: tuple[Any, ...], expected: Any, bench: Bench) -> None:
+    """Compare results with what is expected, and with the types of the op."""
+    wanted = expected if isinstance(expected, tuple) else (expected,)
+    assert len(found) == len(wanted) == len(op.results)
+    floats = {t.dtype for t in (*bench.types, *(r.type for r in op.results)) if is_float(t)}
+    tolerance = max([TOLERANCE[d] for d in floats], default=0.0)
+    for result, got, want in zip(op.results, found, wanted, strict=True):
+        compare(got, want, tolerance)
+        if isinstance(result.type, Tensor):
+            assert got.dtype is torch_dtype(result.type.dtype)
+            assert list(got.shape) == [evaluate(d, bench.sizes) for d in result.type.dims]
+
+
+def is_float(kind: Type) -> bool:
+    """Whether this is a tensor or state of floats."""
+    return isinstance(kind, Tensor | KV) and kind.dtype.is_float
+
+
+def compare(got: Any, want: Any, tolerance: float) -> None:
+    """Compare tensors, or states by what they hold."""
+    if isinstance(want, FunctionalKV):
+        for mine, theirs in zip(got.read(), want.read(), strict=True):
+            compare(mine, theirs, tolerance)
+        return
+    torch.testing.assert_close(
+        got.double(), want.double(), atol=tolerance, rtol=tolerance, check_stride=False
+    )
+
+
+def test_every_op_has_a_reference_kernel_and_a_case() -> None:
+    assert set(REFERENCE) == set(OPS) - INLINED
+    assert set(CASES) == set(OPS) - INLINED
+    assert set(CPU) <= set(OPS)
+
+
+@pytest.mark.parametrize(("kind", "name", "dtype"), matrix(OPS, (DType.F64, DType.F32, DType.BF16)))
+def test_reference(kind: str, name: str, dtype: DType) -> None:
+    for sizes in SIZES:
+        bench = Bench(dtype, **sizes)
+        op, expected = CASES[kind][name](bench)
+        check(op, bench.run(op, backends=["reference"]), expected, bench)
+
+
+@pytest.mark.parametrize(("kind", "name", "dtype"), matrix(CPU, (DType.F32, DType.BF16)))
+def test_cpu(kind: str, name: str, dtype: DType) -> None:
+    for sizes in SIZES:
+        bench = Bench(dtype, **sizes)
+        op, expected = CASES[kind][name](bench)
+        program = bench.lower(op, backends=["cpu"])
+        takes = backend("cpu").supports(op)
+        assert program.taken()["cpu"] == isinstance(takes, Yes)
+        check(op, program(*bench.inputs), expected, bench)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
+def test_cpu_takes_the_ops_of_a_decoder(dtype: DType) -> None:
+    """What carries a Llama's time is claimed, not left to the reference."""
+    plain = {
+        "linear-plain": "linear",
+        "ffn_gated-silu": "ffn.gated",
+        "norm_rms": "norm.rms",
+        "attention_mask-triangle": "attention",
+        "rope-half": "rope",
+        "embed": "embed",
+    }
+    for name, kind in plain.items():
+        op, _ = CASES[kind][name](Bench(dtype))
+        assert backend("cpu").supports(op), kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        ("attention", "attention_softcap", "softcap"),
+        ("attention", "attention_sinks", "sinks"),
+        ("rope", "rope-interleaved", "neighbouring"),
+        ("rope", "rope-partial", "some of the channels"),
+        ("softmax", "softmax", "no faster"),
+    ],
+)
+def test_cpu_says_why_it_leaves_an_op(kind: str, name: str, reason: str) -> None:
+    bench = Bench()
+    op, _ = CASES[kind][name](bench)
+    (assignment,) = bench.lower(op, backends=["cpu"]).assignment
+    assert assignment.backend == "reference"
+    assert reason in dict(assignment.refused)["cpu"]
+
+
+def test_cpu_leaves_dtypes_that_it_has_no_kernels_for() -> None:
+    op, _ = CASES["linear"]["linear-plain"](Bench(DType.F64))
+    answer = backend("cpu").supports(op)
+    assert not answer
+    assert "f64" in answer.reason
