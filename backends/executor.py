@@ -38,16 +38,13 @@ from elidir.ir import (
     flatten,
     format_dim,
     free_symbols,
+    parts_of,
 )
 
 REFERENCE = "reference"
 
-# The ops that an op is made of, over the same operands, and the values for its results.
-Parts: TypeAlias = tuple[Sequence[Op], Sequence[Value]]
-
-
-def decompose(op: Op) -> Parts | None:
-    return None
+# The ops that an op is made of, and the values that stand for its results.
+Parts: TypeAlias = tuple[tuple[Op, ...], tuple[Value, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,11 +264,9 @@ class _Assigner:
 
     def _parts(self, op: Op) -> Parts | None:
         """Return the parts of an op if a backend before the reference takes one of them."""
-        parts = decompose(op)
-        if parts is None:
-            return None
-        preferred = self.chain[:-1]
-        return parts if any(b.supports(o) for o in parts[0] for b in preferred) else None
+        parts = parts_of(op)
+        taken = parts and any(b.supports(o) for o in parts[0] for b in self.chain[:-1])
+        return parts if taken else None
 
     def _split(self, op: Op, parts: Parts, refused: tuple[tuple[str, str], ...]) -> None:
         self.report.append(Assignment(op.kind, op.loc, "decomposed", refused))

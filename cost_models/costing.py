@@ -75,18 +75,26 @@ def report(
     subject = module if isinstance(module, Module) else describe(module)
     request = Request(batch, prompt, new, context, bindings or {})
     costing = _Costing(subject, request, Precision.of(dtype))
-    loaded = _load(targets)
-    snapshots = tuple(waterfall)
+    return _report(costing, _load(targets), tuple(waterfall), dtype)
+
+
+def _report(
+    costing: "_Costing",
+    targets: Iterable[Target],
+    waterfall: Sequence[Snapshot],
+    dtype: str | None,
+) -> Report:
+    module, request = costing.module, costing.request
     return Report(
-        module=subject.name,
-        parameters=parameters(subject, costing.function),
-        formats=_formats(subject),
-        batch=batch,
-        prompt=prompt,
-        new=new,
+        module=module.name,
+        parameters=parameters(module, costing.function),
+        formats=_formats(module),
+        batch=request.batch,
+        prompt=request.prompt,
+        new=request.new,
         context=request.cached,
         dtype=dtype or "",
-        targets=tuple(_target(costing, t, snapshots) for t in loaded),
+        targets=tuple(_target(costing, t, waterfall) for t in targets),
         not_modelled=costing.not_modelled(),
         notes=costing.notes(dtype),
     )

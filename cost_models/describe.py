@@ -152,9 +152,8 @@ class _Decoder:
         self.ops = []
         h = self.emit(Embed(ids, self.weight("embed", d.vocab, d.hidden)))
         if d.positions == "learned":
-            h = self.emit(
-                Add(h, self.emit(Embed(pos, self.weight("pos", d.max_positions, d.hidden))))
-            )
+            places = Embed(pos, self.weight("pos", d.max_positions, d.hidden))
+            h = self.emit(Add(h, self.emit(places)))
         tables = self.tables(pos)
         grown = []
         for i, kv in enumerate(caches):
@@ -239,9 +238,7 @@ class _Decoder:
 
     def linear(self, x: Value, name: str, out: int) -> Value:
         bias = self.vector(f"{name}.bias", out) if self.d.bias else None
-        width = x.tensor.dims[-1]
-        assert isinstance(width, int)
-        return self.emit(Linear(x, self.weight(name, out, width), bias))
+        return self.emit(Linear(x, self.weight(name, out, x.tensor.dims[-1]), bias))
 
     def norm(self, x: Value, name: str) -> Value:
         weight = self.vector(name, self.d.hidden)
@@ -251,7 +248,7 @@ class _Decoder:
 
     # -- weights
 
-    def weight(self, name: str, rows: int, columns: int) -> Weight:
+    def weight(self, name: str, rows: int, columns: Dim) -> Weight:
         return Weight(name, Tensor((rows, columns), self.dtype))
 
     def vector(self, name: str, size: int) -> Weight:

@@ -77,9 +77,9 @@ class Printer:
         fields = fields_of(type(op))
         reads = [f for f in fields if f.kind is not Kind.ATTRIBUTE]
         parts = [self._read(f, getattr(op, f.name)) for f in reads]
-        attrs = [f for f in fields if f.kind is Kind.ATTRIBUTE and getattr(op, f.name) != f.default]
+        attrs = [f for f in fields if f.kind is Kind.ATTRIBUTE]
         text = ", ".join(p for p in parts if p)
-        pairs = " ".join(f"{f.name}={format_attribute(f, getattr(op, f.name))}" for f in attrs)
+        pairs = " ".join(filter(None, (_pair(f, getattr(op, f.name)) for f in attrs)))
         return f"{text} {{{pairs}}}".lstrip() if pairs else text
 
     def _read(self, f: Field, item: Any) -> str:
@@ -102,6 +102,14 @@ class Printer:
     def _name(self, value: Value) -> str:
         """Return a value's name; one that the region does not define is marked, for messages."""
         return self.names.get(value) or f"%{value.name}<undefined>"
+
+
+def _pair(f: Field, item: Any) -> str:
+    """Return `name=value`, or nothing for the default; 0, 0.0 and -0.0 are three values."""
+    text = format_attribute(f, item)
+    if item == f.default and text == format_attribute(f, f.default):
+        return ""
+    return f"{f.name}={text}"
 
 
 def format_attribute(f: Field, item: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from elidir.ir.errors import ElidirError
 from elidir.ir.module import Derived, Entry, Function, Module, resolve
-from elidir.ir.op import Body, Op, Region, Value, Weight, fields_of
+from elidir.ir.op import Body, Field, Op, Region, Value, Weight, fields_of
 from elidir.ir.ops.structure import Layer
 from elidir.ir.types import Tensor
 
@@ -137,7 +137,7 @@ class Builder:
         """Take back all that the last rule did: ops, replacements and derived weights."""
         for op in self.ops[mark:]:
             for result in op.results:
-                del self._defs[result]
+                self._defs.pop(result, None)
         del self.ops[mark:]
         for a, before, b in reversed(self._undo):
             self._reads[b] -= self._uses[a]
@@ -293,6 +293,11 @@ def flatten(function: Function) -> Region:
     return Region(function.region.params, tuple(ops), results)
 
 
+def _plain(f: Field, item: object) -> object:
+    """Return a field as its text reads back: an integer in a float attribute is a float."""
+    return float(item) if f.annotation is float and isinstance(item, int) else item
+
+
 def structure(region: Region, params: Sequence[Value] | None = None) -> tuple[object, ...]:
     """Return a hashable key, equal for regions that differ only in names, locations and weights.
 
@@ -313,6 +318,6 @@ def structure(region: Region, params: Sequence[Value] | None = None) -> tuple[ob
     inputs = tuple(params if params is not None else region.params)
     key: list[object] = [tuple(v.type for v in inputs), number(inputs)]
     for op in region.ops:
-        fields = tuple(number(getattr(op, f.name)) for f in fields_of(type(op)))
+        fields = tuple(number(_plain(f, getattr(op, f.name))) for f in fields_of(type(op)))
         key.append((op.kind, fields, number(op.results)))
     return (*key, number(region.results))

@@ -49,9 +49,14 @@ class Option:
         return text if self.default is dataclasses.MISSING else f"{text} = {self.default!r}"
 
 
-@cache
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
     """Return the options of a pass class, in the order of its fields."""
+    key: Any = cls  # mypy takes the hash of a dataclass for that of its class
+    return _options(key)
+
+
+@cache
+def _options(cls: type[Any]) -> tuple[Option, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return tuple(Option(f.name, hints[f.name], f.default) for f in dataclasses.fields(cls))
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 from elidir.ir import ElidirError, nearest
 from elidir.passes.base import Pass
 from elidir.passes.errors import PipelineError
+from elidir.passes.preset import preset_names
 
 GROUP = "elidir.passes"
 _PASSES: dict[str, type[Pass]] = {}
@@ -26,7 +27,7 @@ def register(cls: _P) -> _P:
     """Enter a pass under its name; raises if the name is taken or the class is incomplete."""
     if not re.fullmatch(r"[a-z][a-z0-9\-]*", cls.name):
         raise ElidirError(f"'{cls.name}' is no name for a pass; use lower case words and dashes")
-    if cls.name in _PASSES or cls.name in ("fixpoint", "extends"):
+    if cls.name in {*_PASSES, *preset_names(), "fixpoint", "extends"}:
         raise ElidirError(f"the pass name '{cls.name}' is taken; choose another")
     if not hasattr(cls, "invariant"):
         raise ElidirError(f"pass '{cls.name}' declares no invariant; add one of Invariant")

@@ -50,7 +50,7 @@ def tokens(batch: int, length: int, *, seed: int = 0) -> Tensor:
 
 
 def left_padding(batch: int, length: int) -> Tensor:
-    """Attention mask i64[batch, length]: row i starts with i tokens of padding, one always stays."""
+    """Attention mask i64[batch, length]: row i starts with i tokens of padding."""
     padding = torch.arange(batch)[:, None].clamp(max=length - 1)
     return (torch.arange(length)[None, :] >= padding).long()
 
@@ -337,7 +337,8 @@ class ParallelBlock(nn.Module):
         self.wk = nn.Parameter(torch.empty(heads, width, size))
         self.wv = nn.Parameter(torch.empty(heads, width, size))
         self.wo = nn.Parameter(torch.empty(heads, size, width))
-        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        up, down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.feed = nn.Sequential(up, nn.ReLU(), down)
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention where heads are a dimension of the weights."""
@@ -448,7 +449,7 @@ def further() -> list[Entry]:
             {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
             example=masked_inputs,
         ),
-        exact("ctrl", GPT2_LIKE | {"dff": 64}, example=masked_inputs),
+        exact("ctrl", GPT2_LIKE | {"dff": 64}),
         exact(
             "falcon",
             without("intermediate_size", alibi=True, multi_query=False),
@@ -513,7 +514,7 @@ def experts() -> list[Entry]:
                 "n_heads": 4,
                 "n_layers": 2,
                 "max_seq_len": LENGTH_LIMIT,
-                "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+                "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
                 "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
             },
         ),
@@ -531,7 +532,9 @@ def recurrences() -> list[Entry]:
             example=masked_inputs,
         ),
         exact("falcon_mamba", without("intermediate_size", **scan), example=plain_inputs),
-        exact("rwkv", without("num_attention_heads", attention_hidden_size=32), example=plain_inputs),
+        exact(
+            "rwkv", without("num_attention_heads", attention_hidden_size=32), example=plain_inputs
+        ),
         decoder("recurrent_gemma", lru_width=32, attention_window_size=8, head_dim=8),
         decoder("lfm2", block_auto_adjust_ff_dim=False, full_attn_idxs=[1]),
         decoder(
@@ -558,14 +561,30 @@ def encoders() -> list[Entry]:
     sees = {"auto": "AutoModel", "example": image_inputs, "causal": False}
     return [
         exact("roberta", BERT_LIKE | {"max_position_embeddings": 130}, **reads),
-        exact("distilbert", {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 64, "n_layers": 2,
-                             "n_heads": 4, "max_position_embeddings": LENGTH_LIMIT}, **reads),
+        exact(
+            "distilbert",
+            {
+                "vocab_size": VOCAB,
+                "dim": 32,
+                "hidden_dim": 64,
+                "n_layers": 2,
+                "n_heads": 4,
+                "max_position_embeddings": LENGTH_LIMIT,
+            },
+            **reads,
+        ),
         exact("albert", BERT_LIKE | {"embedding_size": 16}, **reads),
         exact("electra", BERT_LIKE | {"embedding_size": 16}, **reads),
-        exact("deberta", BERT_LIKE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-              **reads),
-        exact("deberta-v2", BERT_LIKE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-              **reads),
+        exact(
+            "deberta",
+            BERT_LIKE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+            **reads,
+        ),
+        exact(
+            "deberta-v2",
+            BERT_LIKE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+            **reads,
+        ),
         exact("mpnet", BERT_LIKE, **reads),
         exact("modernbert", BERT_LIKE | {"local_attention": 6}, **reads),
         exact("deit", images, **sees),
@@ -573,7 +592,7 @@ def encoders() -> list[Entry]:
         exact("beit", images, **sees),
         exact("siglip_vision_model", images, **sees),
         exact("clip_vision_model", images, **sees),
-    ]  # fmt: skip
+    ]
 
 
 def pairs() -> list[Entry]:

@@ -30,7 +30,7 @@ def _is_plain(op: Attention) -> Answer:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A mask as torch's kernel takes it: additive [B or 1, 1, Q or 1, K], or a triangle, or none."""
+    """A mask as the kernel takes it: additive [B or 1, 1, Q or 1, K], a triangle, or none."""
 
     additive: torch.Tensor | None
     is_causal: bool = False

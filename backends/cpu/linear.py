@@ -6,6 +6,7 @@ multiplies bfloat16 fast only with instructions that few have, so many bfloat16 
 multiplied in float32, through one scratch that all layers share.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -22,6 +23,8 @@ Multiply: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 # From this many rows on, converting a bfloat16 weight to float32 costs less than it saves.
 UPCAST_ROWS = 4
+# A larger weight (the output's) is converted in blocks of this many elements, 16 MB in float32.
+BLOCK_ELEMENTS = 4 << 20
 
 
 def by_column(*parts: torch.Tensor) -> torch.Tensor:
@@ -45,19 +48,18 @@ def multiply(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     return lambda x: F.linear(x, weight, bias)
 
 
-class _Scratch:
-    """Float32 room for the largest weight, shared by all layers of the process."""
+class _Scratch(threading.local):
+    """Float32 room for a block of a weight, shared by all layers that run on one thread."""
 
     def __init__(self) -> None:
         self.room = torch.empty(0)
 
     def upcast(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight in float32; it is overwritten by the next call."""
+        """Return a weight in float32, by column; it is overwritten by the next call."""
         if self.room.numel() < weight.numel():
             self.room = torch.empty(weight.numel())
         rows, columns = weight.shape
-        view = self.room[: weight.numel()].view(columns, rows).t()
-        return view.copy_(weight)
+        return self.room[: weight.numel()].view(columns, rows).t().copy_(weight)
 
 
 SCRATCH = _Scratch()
@@ -65,12 +67,19 @@ SCRATCH = _Scratch()
 
 def _multiply_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     inner = weight.shape[1]
+    blocks = weight.split(max(1, BLOCK_ELEMENTS // inner))
     wide_bias = None if bias is None else bias.float()
 
+    def wide(x: torch.Tensor) -> torch.Tensor:
+        x = x.float()
+        if len(blocks) == 1:
+            return F.linear(x, SCRATCH.upcast(weight), wide_bias).to(torch.bfloat16)
+        out = torch.cat([F.linear(x, SCRATCH.upcast(b)).to(torch.bfloat16) for b in blocks], -1)
+        return out if bias is None else out.add_(bias)
+
     def run(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() < UPCAST_ROWS * inner:
-            return F.linear(x, weight, bias)
-        return F.linear(x.float(), SCRATCH.upcast(weight), wide_bias).to(torch.bfloat16)
+        few = x.numel() < UPCAST_ROWS * inner
+        return F.linear(x, weight, bias) if few else wide(x)
 
     return run
 

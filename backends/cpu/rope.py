@@ -1,4 +1,7 @@
-"""Rotary embedding in three calls, over tables doubled once per step."""
+"""Rotary embedding in three calls, over tables that are doubled once per step.
+
+Only whole heads with the half layout: partial and interleaved rotation is the reference's.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Reductions, softmax and the plain matrix product, in plain torch."""
+"""Reductions, softmax and the plain matrix product, in plain torch.
+
+What is summed or normalised in float32 at least says so through `wide`.
+"""
 
 from collections.abc import Callable
 from typing import Any

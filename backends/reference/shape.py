@@ -1,4 +1,7 @@
-"""Ops that move, select or make elements, in plain torch; views wherever torch gives one."""
+"""Ops that move, select or make elements, in plain torch.
+
+They give views wherever torch does: nothing later writes to a value, so nothing need be copied.
+"""
 
 from typing import Any
 

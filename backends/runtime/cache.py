@@ -43,7 +43,7 @@ def _spec(kv: KV) -> LayerSpec:
     sizes = (kv.heads, kv.key_dim, kv.value_dim)
     if not all(isinstance(n, int) for n in sizes):
         raise CacheError(f"{kv} has symbolic heads or channels; a cache needs them as numbers")
-    return LayerSpec(*map(int, sizes), torch_dtype(kv.dtype))
+    return LayerSpec(int(kv.heads), int(kv.key_dim), int(kv.value_dim), torch_dtype(kv.dtype))
 
 
 class LayerKV:

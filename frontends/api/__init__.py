@@ -9,13 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elidir.compiled import Compiled
+    from elidir.compiler import compile  # noqa: A004 - torch.compile's name
     from elidir.ir import ElidirError
 
 __version__ = "0.1.0"
 
-__all__ = ["ElidirError", "__version__"]
+__all__ = ["Compiled", "ElidirError", "__version__", "compile"]
 
-_HOME = {"ElidirError": "elidir.ir"}
+_HOME = {
+    "Compiled": "elidir.compiled",
+    "ElidirError": "elidir.ir",
+    "compile": "elidir.compiler",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import logging
 import re
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -124,7 +125,8 @@ def capture(
     feed = _feed(module, example_inputs, dynamic=dynamic, static=static)
     with untouched(module):
         program, feed, remarks = _export(module, feed, falls_back=example_inputs is not None)
-    found = _describe(module, program, feed)
+    with _quiet():
+        found = _describe(module, program, feed)
     return Capture(**found, remarks=tuple(remarks), seconds=time.perf_counter() - started)
 
 
@@ -137,9 +139,7 @@ class _Function(nn.Module):
         self.forward = function
 
 
-def _feed(
-    model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, int] | None
-) -> Feed:
+def _feed(model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, int] | None) -> Feed:
     """What to trace the model with."""
     if example is not None:
         if static is not None:
@@ -167,7 +167,7 @@ def _export(
     while True:
         try:
             return (*_export_bounded(module, feed), remarks)
-        except _Refused as refused:
+        except _RefusedError as refused:
             if not falls_back or not feed.names:
                 raise CaptureError(refused.sentence(module, feed)) from refused.cause
             fixed = feed.names - {sig.BATCH} or feed.names
@@ -183,7 +183,7 @@ def _export_bounded(
     while True:
         try:
             return _export_once(module, feed, lenient=lenient), feed
-        except _Refused as refused:
+        except _RefusedError as refused:
             narrowed = _narrow(feed, str(refused.cause))
             attempts -= 1
             if not attempts or (narrowed is None and (lenient or not refused.is_harmless)):
@@ -206,7 +206,7 @@ def _export_once(module: nn.Module, feed: Feed, *, lenient: bool) -> ExportedPro
                 prefer_deferred_runtime_asserts_over_guards=lenient,
             )
         except Exception as error:  # export raises whatever the model raises
-            raise _Refused(error, watch) from error
+            raise _RefusedError(error, watch) from error
 
 
 def _shapes(module: nn.Module, feed: Feed) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _shapes(module: nn.Module, feed: Feed) -> dict[str, Any]:
     return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Export said no."""
 
     def __init__(self, cause: Exception, watch: "_Watch") -> None:
@@ -246,10 +246,7 @@ class _Refused(Exception):
         """One line: what, and where in the model."""
         lines = (line.strip(" -") for line in str(self.cause).splitlines())
         useful = [line for line in lines if line and "TORCH_LOGS" not in line]
-        first = useful[0] if useful else type(self.cause).__name__
-        fixed = re.search(r"You marked (\w+) as dynamic but .* constant \((\d+)\)", first)
-        if fixed:
-            first = f"the model's code fixes {fixed[1]} to the example's {fixed[2]}"
+        first = _in_our_words(useful[0]) if useful else type(self.cause).__name__
         return f"{first[:200]}{f' ({self.place})' if self.place else ''}"
 
     def sentence(self, module: nn.Module, feed: Feed) -> str:
@@ -264,6 +261,18 @@ class _Refused(Exception):
             f"{what} cannot be exported for any length: {self.reason}; "
             "state the batch and length with static=(1, 128), or give example_inputs="
         )
+
+
+def _in_our_words(line: str) -> str:
+    """What export says of a dimension, said plainly; anything else as it is."""
+    fixed = re.search(r"You marked (\w+) as dynamic but .* constant \((\d+)\)", line)
+    if fixed:
+        return f"the model's code fixes {fixed[1]} to the example's {fixed[2]}"
+    guard = re.search(r"Not all values of (\w+) = (\S+) in .* the generated guard (.+?)\.?$", line)
+    if guard:
+        condition = guard[3].replace(guard[2], guard[1])
+        return f"the model's code does not treat every {guard[1]} alike, but asks if {condition}"
+    return line
 
 
 def _last_place(error: BaseException) -> str:
@@ -341,14 +350,20 @@ def _quiet() -> Iterator[_Watch]:
     """Keep export from printing and logging, and watch what it decides."""
     watch = _Watch()
     sizes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    loggers = (logging.getLogger("torch"), sizes)
+    # "torch.__trace" is torch's record of everything it does: it triples the time under pytest.
+    loggers = [sizes, *map(logging.getLogger, ("torch", "torch.__trace"))]
     before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
-        logger.propagate, logger.handlers = False, [logging.NullHandler()]
+        logger.propagate, logger.handlers = False, []
     sizes.setLevel(logging.INFO)
     sizes.addHandler(watch)
+    logging.getLogger("torch").addHandler(logging.NullHandler())
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield watch
     finally:
         for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
@@ -416,10 +431,9 @@ def _is_user(spec: Any) -> bool:
 
 def _fed(program: ExportedProgram, feed: Feed) -> list[sig.Leaf | None]:
     """The leaves in the program's order of inputs, which need not be the caller's."""
-    names = [key for key in feed.kwargs]
     values, spec = list(range(len(feed.leaves))), pytree.tree_structure((feed.args, feed.kwargs))
     args, kwargs = pytree.tree_unflatten(values, spec)
-    ordered = [key for key in program.example_inputs[1] if key in names]
+    ordered = [key for key in program.example_inputs[1] if key in feed.kwargs]
     numbers = pytree.tree_leaves((args, {key: kwargs[key] for key in ordered}))
     return [feed.leaves[i] for i in numbers]
 
@@ -504,9 +518,7 @@ def _logits(
 # evaluating
 
 
-def evaluate(
-    capture: Capture, nodes: Sequence[fx.Node], inputs: Mapping[str, Tensor]
-) -> list[Any]:
+def evaluate(capture: Capture, nodes: Sequence[fx.Node], inputs: Mapping[str, Tensor]) -> list[Any]:
     """Compute some nodes of a graph, and only what they need.
 
     Args:

@@ -11,6 +11,7 @@ import mmap
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -57,7 +58,7 @@ class GgufFile:
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 
@@ -205,17 +206,17 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    """d (q - 8), 18 bytes for 32 values."""
+    """Values d (q - 8), 18 bytes for 32 values."""
     return _nibbles(blocks[:, 2:]).sub_(8).mul_(_half(blocks, 0))
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    """d q + m, 20 bytes for 32 values."""
+    """Values d q + m, 20 bytes for 32 values."""
     return _nibbles(blocks[:, 4:]).mul_(_half(blocks, 0)).add_(_half(blocks, 2))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    """d q, 34 bytes for 32 values."""
+    """Values d q, 34 bytes for 32 values."""
     return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks, 0))
 
 
@@ -264,8 +265,23 @@ def load_model(file: GgufFile) -> tuple[nn.Module, dict[str, Storage]]:
         if (name := names.get(gguf_name)) is not None
     }
     state = {name: dequantize(storage) for name, storage in stored.items()}
-    model = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    with without_progress():
+        model = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     return model.eval(), _with_tied(model, stored)
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep transformers from drawing its progress bars; only the command line draws."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _config_options(file: GgufFile) -> dict[str, Any]:
@@ -295,9 +311,7 @@ def _skeleton(file: GgufFile) -> bytes:
     metadata = {f"{architecture}.vocab_size": vocabulary} if vocabulary else {}
     metadata |= {k: v for k, v in file.metadata.items() if not isinstance(v, list) or len(v) < 512}
     pairs = b"".join(_text(key) + _value(value) for key, value in metadata.items())
-    infos = b"".join(
-        _text(name) + struct.pack("<IQIQ", 1, 1, 0, 0) for name in file.tensors
-    )
+    infos = b"".join(_text(name) + struct.pack("<IQIQ", 1, 1, 0, 0) for name in file.tensors)
     head = MAGIC + struct.pack("<IQQ", 3, len(file.tensors), len(metadata)) + pairs + infos
     return head + bytes(-len(head) % file.metadata.get("general.alignment", ALIGNMENT) + ALIGNMENT)
 
@@ -338,14 +352,15 @@ def _processor(file: GgufFile, options: Mapping[str, Any]) -> Any:
 
 def _in_order(storage: Storage, processor: Any, name: str) -> Storage:
     """The tensor with its rows in transformers' order; as f32 where values change as well."""
-    rows = np.arange(storage.raw.shape[0], dtype=np.float32)[:, None]
-    order = processor.process(weights=rows, name=name).weights[:, 0].astype(np.int64)
-    if np.array_equal(order, rows[:, 0]):
-        same = rows if len(storage.shape) > 1 else np.zeros((1, storage.shape[0]), np.float32)
-        if not processor.process(weights=same, name=name).weights.any() or len(storage.shape) > 1:
-            return storage
-    elif np.array_equal(np.sort(order), rows[:, 0]):
-        return Storage(storage.format, storage.raw[order], storage.shape)
+    if len(storage.shape) == 1:
+        rows = np.arange(storage.shape[0], dtype=np.float32)
+    else:
+        rows = np.arange(storage.raw.shape[0], dtype=np.float32)[:, None]
+    order = processor.process(weights=rows, name=name).weights
+    if np.array_equal(order, rows):
+        return storage
+    if rows.ndim == 2 and np.array_equal(np.sort(order, axis=0), rows):
+        return Storage(storage.format, storage.raw[order[:, 0].astype(np.int64)], storage.shape)
     values = processor.process(weights=dequantize(storage).numpy(), name=name).weights
     raw = np.ascontiguousarray(values, dtype=np.float32).reshape(storage.raw.shape[0], -1)
     return Storage("f32", raw.view(np.uint8), storage.shape)
@@ -385,9 +400,10 @@ def _load_slowly(file: GgufFile) -> nn.Module:
     import transformers
 
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(file.path.parent), gguf_file=file.path.name, dtype=torch.float32
-        )
+        with without_progress():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(file.path.parent), gguf_file=file.path.name, dtype=torch.float32
+            )
     except (ValueError, ImportError, NotImplementedError) as error:
         raise LoadError(
             f"transformers cannot load the model in {file.path}: {error}; "

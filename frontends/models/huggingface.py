@@ -129,8 +129,8 @@ def _load_folder(path: Path) -> Parts:
     """A Hugging Face folder."""
     if not (path / "config.json").is_file():
         files = [p.name for p in sorted(path.glob("*.gguf"))]
-        remedy = f"; give {path / files[0]}" if files else "; give a folder that save_pretrained wrote"
-        raise LoadError(f"the folder {path} holds no config.json, so it is no model{remedy}")
+        remedy = path / files[0] if files else "a folder that save_pretrained wrote"
+        raise LoadError(f"the folder {path} holds no config.json, so it is no model; give {remedy}")
     weights = ("*.safetensors", "*.bin")
     if not any(next(path.glob(pattern), None) for pattern in weights):
         raise LoadError(
@@ -138,7 +138,8 @@ def _load_folder(path: Path) -> Parts:
         )
     _need_transformers()
     try:
-        model = _model_class(path).from_pretrained(path, local_files_only=True, dtype="auto")
+        with gguf.without_progress():
+            model = _model_class(path).from_pretrained(path, local_files_only=True, dtype="auto")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise LoadError(

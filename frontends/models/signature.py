@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from elidir.ir import ElidirError
@@ -116,13 +116,13 @@ def hugging_face_feed(model: Any, static: tuple[int, int] | None) -> Feed:
     Raises:
         CaptureError: the kind of inputs cannot be told from the model.
     """
-    sizes = _sizes(model.config, static)
+    sizes = _sizes(model, static)
     tensors = _hugging_face_tensors(model, sizes)
     leaves: list[Leaf | None] = [
         Leaf(name, ROLES.get(name, Role.OTHER), dims) for name, (_, dims) in tensors.items()
     ]
     kwargs = {name: tensor.to(model.device) for name, (tensor, _) in tensors.items()}
-    feed = Feed((), kwargs, tuple(leaves), _limits(model.config))
+    feed = Feed((), kwargs, tuple(leaves), _limits(model))
     if static is not None:
         feed = freeze(feed, feed.names)
     return stateless(model, feed)
@@ -134,12 +134,10 @@ def stateless(model: Any, feed: Feed) -> Feed:
         return feed
     if "use_cache" in feed.kwargs or feed.args:
         return feed
-    return replace(
-        feed, kwargs={**feed.kwargs, "use_cache": False}, leaves=(*feed.leaves, None)
-    )
+    return replace(feed, kwargs={**feed.kwargs, "use_cache": False}, leaves=(*feed.leaves, None))
 
 
-def _sizes(config: Any, static: tuple[int, int] | None) -> dict[str, int]:
+def _sizes(model: Any, static: tuple[int, int] | None) -> dict[str, int]:
     """The sizes of the example: as stated, else small ones within the model's positions."""
     if static is not None:
         batch, length = static
@@ -148,18 +146,27 @@ def _sizes(config: Any, static: tuple[int, int] | None) -> dict[str, int]:
                 f"static={static} is no batch and length; both must be at least 1, as in (1, 128)"
             )
         return {BATCH: batch, LENGTH: length, TARGET: length}
-    limit = _limits(config)[LENGTH][1]
+    limit = _limits(model)[LENGTH][1]
     return {name: min(size, limit) for name, size in EXAMPLE.items()}
 
 
-def _limits(config: Any) -> dict[str, tuple[int, int]]:
+def _limits(model: Any) -> dict[str, tuple[int, int]]:
     """Bounds of the dimensions, the length's from the config where it states one."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = model.config.get_text_config()
     stated = (getattr(text, name, None) for name in LENGTH_FIELDS)
     length = next((n for n in stated if isinstance(n, int) and n > 0), None)
     if length is None:
         return dict(LIMITS)
+    length -= _reserved(model, length)
     return {**LIMITS, LENGTH: (1, length), TARGET: (1, length)}
+
+
+def _reserved(model: Any, length: int) -> int:
+    """Rows of a position table that no token gets, since counting starts after the padding's."""
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    places = (t for t in tables if t is not model.get_input_embeddings())
+    offsets = (t.padding_idx for t in places if t.num_embeddings == length)
+    return max((offset + 1 for offset in offsets if offset is not None), default=0)
 
 
 Sized = dict[str, tuple[Tensor, Dims]]
@@ -324,9 +331,7 @@ def _dims(tensor: Tensor, batch: int | None, length: int | None) -> Dims:
 
 def freeze(feed: Feed, names: set[str]) -> Feed:
     """Fix some dimensions to the sizes that they have in the example."""
-    return _with_dims(
-        feed, lambda name, size: size if name in names else name
-    )
+    return _with_dims(feed, lambda name, size: size if name in names else name)
 
 
 def merge(feed: Feed, name: str, into: str) -> Feed:
@@ -343,8 +348,7 @@ def bound(feed: Feed, name: str, lo: int, hi: int) -> Feed:
 def _with_dims(feed: Feed, change: Callable[[str | int, int], str | int]) -> Feed:
     """The feed with each dimension changed by a function of its name and its size."""
     leaves = tuple(
-        leaf
-        and replace(leaf, dims=tuple(map(change, leaf.dims, value.shape)))
+        leaf and replace(leaf, dims=tuple(map(change, leaf.dims, value.shape)))
         for leaf, value in zip(feed.leaves, feed.flat(), strict=True)
     )
     return replace(feed, leaves=leaves)

@@ -154,16 +154,15 @@ def _out_of_place(target: Any) -> Any:
 
 def _seen_elsewhere(written: Node, by: Node, order: dict[Node, int]) -> bool:
     """Whether a write shows through another name: a view read later, an input, a weight."""
-    family = set(_aliases(written))
+    family = set(_aliases(written, by))
     if any(node.op in ("placeholder", "get_attr") for node in family):
         return True
-    others = family - {written, by}
-    return any(order[user] > order[by] for node in others for user in node.users if user is not by)
+    return any(order[user] > order[by] for node in family - {written} for user in node.users)
 
 
-def _aliases(node: Node) -> Iterator[Node]:
-    """Nodes that may share memory with a node."""
-    seen: set[Node] = set()
+def _aliases(node: Node, by: Node) -> Iterator[Node]:
+    """Nodes that may share memory with a node, but for those that follow from the write."""
+    seen: set[Node] = {by}
     todo = [node]
     while todo:
         current = todo.pop()
@@ -172,7 +171,7 @@ def _aliases(node: Node) -> Iterator[Node]:
         seen.add(current)
         yield current
         if _is_view(current):
-            todo += [arg for arg in current.all_input_nodes[:1]]
+            todo += list(current.all_input_nodes[:1])
         todo += [user for user in current.users if _is_view(user)]
 
 

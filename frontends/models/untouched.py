@@ -76,8 +76,11 @@ def _collect(config: Any, found: dict[int, Any]) -> None:
 
 
 def _prepare(model: nn.Module) -> None:
-    """Switch to eval mode, and every config to what exports best where its model can do it."""
+    """Switch to eval mode and no cache, and to what exports best where a model can do it."""
     model.eval()
+    for config in _configs(model):
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
     for module in model.modules():
         if is_hugging_face(module):
             _choose(module, "attn", ATTENTION)

@@ -30,7 +30,7 @@ EXIT = object()
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The ops that lead from one value of the stream to the next."""
+    """The ops that lead from one value of the stream to the next, with the constants they read."""
 
     start: Value
     end: Value
@@ -150,7 +150,9 @@ def _segment(
     while todo:
         value = todo.pop()
         op = producers.get(value)
-        if value is start or value not in reached or op is None or op in ops:
+        if value is start or op is None or op in ops:
+            continue
+        if value not in reached and any(op.operands()):
             continue
         ops[op] = None
         todo += op.operands()

@@ -4,6 +4,7 @@ Weights fold into derived entries of the weight table, which a backend evaluates
 what the table has no expression for stays an op. Numbers fold in `rules_numbers.py`.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from elidir.ir import (
@@ -109,9 +110,9 @@ def _weight_or_number(item: object, like: Weight, b: Builder) -> Weight | float 
     const = b.op_of(item)
     if isinstance(const, Const):
         return const.weight if const.weight.type == like.type else None
-    if isinstance(item, int | float) and like.type.dtype.is_float:
-        return float(item)
-    return None
+    if not isinstance(item, int | float) or not math.isfinite(item):
+        return None
+    return float(item) if like.type.dtype.is_float else None
 
 
 def _concat(op: Concat, b: Builder) -> Op | None:

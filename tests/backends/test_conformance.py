@@ -11,6 +11,7 @@ import torch
 
 from elidir.backends import Yes, backend, torch_dtype
 from elidir.backends.cpu import KERNELS as CPU
+from elidir.backends.cpu import linear
 from elidir.backends.reference import KERNELS as REFERENCE
 from elidir.backends.reference import FunctionalKV
 from elidir.ir import KV, OPS, DType, Op, Tensor, Type, evaluate
@@ -99,6 +100,14 @@ def test_cpu_takes_the_ops_of_a_decoder(dtype: DType) -> None:
     for name, kind in plain.items():
         op, _ = CASES[kind][name](Bench(dtype))
         assert backend("cpu").supports(op), kind
+
+
+def test_a_large_bfloat16_weight_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "BLOCK_ELEMENTS", 100)
+    for name in ("linear-plain", "linear-bias"):
+        bench = Bench(DType.BF16, B=3, T=4)
+        op, expected = CASES["linear"][name](bench)
+        check(op, bench.run(op, backends=["cpu"]), expected, bench)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_weight_of_another_shape_is_refused() -> None:
 
 
 def test_a_missing_weight_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(WeightError, match="did you mean 'layers.0.q'"):
+    with pytest.raises(WeightError, match=r"did you mean 'layers\.0\.q'"):
         Weights(WeightStore({"layers.0.q": torch.ones(1)}), {}).load(weight("layers.0.p", 1))
 
 

@@ -1,5 +1,7 @@
 """Memory: what a phase holds, counted by hand on small programs."""
 
+import dataclasses
+
 import pytest
 
 from elidir.cost_models import Description, Request, describe, footprint
@@ -61,8 +63,6 @@ def test_cache_grows_with_the_context(tiny: Description) -> None:
 
 
 def test_layers_reuse_the_memory_of_values(tiny: Description) -> None:
-    import dataclasses
-
     sizes = []
     for layers in (2, 8):
         module = describe(dataclasses.replace(tiny, layers=layers))

@@ -6,7 +6,6 @@ elsewhere.
 
 import functools
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,7 @@ def _config(model: nn.Module) -> Any:
     return config and {k: repr(v) for k, v in vars(config).items()}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def captured(name: str) -> Captured:
     """Capture a family in training mode, to see that the mode is kept."""
     entry = NAMED[name]
@@ -255,9 +254,9 @@ def test_static_example_has_no_symbols() -> None:
 
 
 @pytest.fixture(scope="module")
-def mamba() -> Iterator[nn.Module]:
+def mamba() -> nn.Module:
     options = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 8}
-    yield exact("mamba", options, example=plain_inputs).factory()
+    return exact("mamba", options, example=plain_inputs).factory()
 
 
 def test_a_recurrence_is_refused_with_the_place_and_the_remedy(mamba: nn.Module) -> None:

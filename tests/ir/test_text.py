@@ -198,3 +198,17 @@ def layered(count: int) -> ir.Module:
         f"layers.{i}.{w.name}": ir.Entry(w.type, sha=f"{i}c") for i in range(count) for w in weights
     }
     return forward(*ops, params=(x,), weights=table)
+
+
+def test_a_number_that_only_equals_the_default_is_printed() -> None:
+    x = Value(X, "x")
+    module = forward(*(ir.Pad(x, 1, 0, 0, value) for value in (0.0, 0, -0.0)), params=(x,))
+    assert ["value=" in line for line in op_lines(reread(module))] == [False, True, True]
+
+
+def test_an_integer_in_a_float_attribute_is_a_float() -> None:
+    x = Value(X, "x")
+    one, other = (forward(ir.RmsNorm(x, eps=eps), params=(x,)) for eps in (1, 1.0))
+    assert str(one) == str(other)
+    assert "{eps=1.0}" in str(one)
+    assert ir.structure(one["forward"].region) == ir.structure(other["forward"].region)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from elidir.ir import ElidirError, Fuel, Module, Stage
+from elidir.ir import Fuel, Module, Stage
 from elidir.passes import (
     Applied,
     Context,
+    Fixpoint,
     Invariant,
     Missed,
     Pass,
@@ -22,9 +23,7 @@ from elidir.passes import (
     PipelineError,
     Skip,
     framed,
-    passes,
     read_reproducer,
-    register,
 )
 from tests.passes.samples import Crash, Prune, Stepify, adds, registered
 
@@ -73,8 +72,6 @@ class Flip(Pass):
 
 
 def test_a_fixpoint_that_does_not_settle_says_so() -> None:
-    from elidir.passes import Fixpoint
-
     result = Pipeline((Fixpoint(3, (Flip(),)),)).run(adds())
     assert result.module.name == "addsxxx"
     assert result.missed == (
@@ -203,19 +200,3 @@ def test_the_frame_adds_what_a_pipeline_does_not_name() -> None:
     assert names[-1] == "twice"
     own = Pipeline.of("cse, incrementalize, twice")
     assert framed(own) == own
-
-
-def test_every_registered_pass_says_what_it_is() -> None:
-    for name, cls in passes().items():
-        assert cls.name == name
-        assert isinstance(cls.invariant, Invariant)
-        assert (cls.__doc__ or "").strip()
-
-
-def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ElidirError, match="'twice' is taken"):
-        register(type("Other", (Pass,), {"name": "twice", "invariant": Invariant.EXACT}))
-    with pytest.raises(ElidirError, match="no name for a pass"):
-        register(type("Other", (Pass,), {"name": "Not A Name", "invariant": Invariant.EXACT}))
-    with pytest.raises(ElidirError, match="declares no invariant"):
-        register(type("Other", (Pass,), {"name": "other"}))

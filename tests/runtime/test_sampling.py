@@ -70,6 +70,13 @@ def test_repetition_penalty() -> None:
     same(penalize_repetition(scores(), history, 1.7), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_greedy_takes_the_first_of_the_best(dtype: torch.dtype) -> None:
+    given = torch.tensor([[0, 3, 1, 3], [-5, -7, -5, -6]], dtype=dtype)
+    assert greedy(given).tolist() == [1, 0]
+    same(greedy(scores().to(dtype)), scores().to(dtype).argmax(-1))
+
+
 def test_forbidden_tokens_are_never_chosen() -> None:
     best = greedy(scores())
     ruled_out = forbid(scores(), best)

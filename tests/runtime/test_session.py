@@ -76,18 +76,37 @@ def test_second_turn_of_rows_of_different_lengths() -> None:
         close(found[row][real2[row]], whole(alone)[0, -int(real2[row].sum()) :])
 
 
-def test_decode_without_padding_needs_no_mask() -> None:
-    seen: list[Any] = []
-    plain = session()
+def spy(under_way: Session) -> list[tuple[Any, ...]]:
+    """Return a list that gets the inputs of each step from now on."""
+    seen: list[tuple[Any, ...]] = []
+    inner = under_way.step
 
     def step(*inputs: Any) -> Any:
-        seen.append(inputs[3])
-        return spied(*inputs)
+        seen.append(tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs))
+        return inner(*inputs)
 
-    spied, plain.step = plain.step, step
-    feed_sizes(plain, tokens(1, 6), [4, 1, 1])
-    assert seen[0].shape == (1, 4, 4)
-    assert seen[1:] == [None, None]
+    under_way.step = step
+    return seen
+
+
+def test_decode_without_padding_needs_no_mask() -> None:
+    under_way = session()
+    seen = spy(under_way)
+    feed_sizes(under_way, tokens(1, 6), [4, 1, 1])
+    assert seen[0][3].shape == (1, 4, 4)
+    assert [inputs[3] for inputs in seen[1:]] == [None, None]
+
+
+def test_positions_are_those_of_transformers() -> None:
+    """The rows of `tiny` are rotary, which a shift of all positions would not show."""
+    ids, valid = left_padded((2, 4))
+    under_way = session(2)
+    seen = spy(under_way)
+    under_way.feed(ids, valid)
+    under_way.feed(tokens(2, 1))
+    assert [inputs[1].tolist() for inputs in seen] == [[[0, 0, 0, 1], [0, 1, 2, 3]], [[2], [4]]]
+    assert seen[1][2].tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert seen[1][3].tolist() == [[[False, False, True, True, True]], [[True] * 5]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ class or at the names of its parts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -57,11 +57,13 @@ class Raised:
 
     `inputs` names, for each parameter of `@forward`, the model's own input; an empty name is a
     parameter that the model does not have (positions, or validity, that it takes for granted).
+    `origins` gives the model's own name of each weight that is one of its parameters or buffers.
     """
 
     module: Module
     tensors: dict[str, torch.Tensor]
     inputs: tuple[str, ...]
+    origins: dict[str, str]
 
 
 def raise_capture(capture: Capture, name: str = "model") -> Raised:
@@ -72,10 +74,13 @@ def raise_capture(capture: Capture, name: str = "model") -> Raised:
     module = _assemble(capture, importer, params, name)
     module = _raise(module, importer, params)
     module, moved = outline_layers(prune_weights(module))
+    module = _tidy(module)
     verify(module)
     tensors = {moved[n]: t for n, t in importer.tensors.items() if n in moved}
     stored = {n: tensors[n] for n, e in module.weights.items() if e.expr is None}
-    return Raised(module, stored, inputs)
+    own = {s.name for s in capture.weights.values()}
+    origins = {moved[n]: n for n in own if moved.get(n) in stored}
+    return Raised(module, stored, inputs, origins)
 
 
 # ---- import
@@ -210,4 +215,4 @@ def _tidy(module: Module) -> Module:
         for step in (Canonicalize(), Cse(), Dce()):
             module = step.run(module, Context(module, by="raise")).module
         if module is before:
-            return replace(module)
+            return module

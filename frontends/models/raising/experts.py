@@ -101,13 +101,9 @@ def _gate_up(value: Value, b: Builder) -> tuple[str, Weight, Value] | None:
 
 
 def _unrepeated(value: Value, b: Builder) -> Value | None:
-    """Return [N, H] behind its repetition for each expert: [N, K, H] -> [N*K, H] -> [N*K, H, 1]."""
-    op: Any = b.op_of(value)
-    while isinstance(op, Reshape):
-        op = b.op_of(op.x)
-    if not isinstance(op, Expand):
+    """Return [N, H] behind its repetition for each expert: [N, 1, H] -> [N, K, H] -> [N*K, H, 1]."""
+    op = _behind(value, b)
+    if not isinstance(op, Expand) or len(op.x.type.dims) != 3 or op.x.type.dims[1] != 1:
         return None
-    source = op.x
-    while isinstance(inner := b.op_of(source), Reshape) and len(source.type.dims) > 2:
-        source = inner.x
-    return source if len(source.type.dims) == 2 else None
+    tokens, _, width = op.x.type.dims
+    return b.emit(Reshape(op.x, shape=(tokens, width)))

@@ -40,7 +40,7 @@ def outline_layers(module: Module) -> tuple[Module, dict[str, str]]:
     taken: set[Op] = set()
     for source in _sources(region):
         found = group_layers(stream_segments(region, source))
-        if found and not taken & {o for s in found for o in s.ops}:
+        if found and not taken & {o for s in found for o in s.ops if any(o.operands())}:
             layers += found
             taken |= {o for s in found for o in s.ops}
     if not layers:
@@ -91,7 +91,7 @@ class _Outliner:
 
     def run(self) -> Module:
         region = self.module["forward"].region
-        home = {o: i for i, s in enumerate(self.layers) for o in s.ops}
+        home = {o: i for i, s in enumerate(self.layers) for o in s.ops if any(o.operands())}
         escaping = self._escaping(region, home)
         last = {i: max(k for k, o in enumerate(region.ops) if home.get(o) == i) for i in set(home.values())}
         ops: list[Op] = []

@@ -1,0 +1,218 @@
+"""What `elidir.compile` gives back: a model that is called and that generates as before, and says why.
+
+Nothing is captured here before it must be: a module that needs example inputs is captured at its first
+call. What a call does is in `elidir.frontends.program`; this file is the user's view of it.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
+from elidir.cost_models import Report, bits_per_weight, report, waterfall
+from elidir.frontends.program import Options, Program, build
+from elidir.ir import ElidirError, Entry, fold_module, nearest, product
+
+from elidir.explain import explain_program
+
+
+class Compiled:
+    """A compiled model.
+
+    Call it as the model; `generate` takes transformers' arguments. `report` predicts its cost on any
+    target, `explain` says what each pass did or why it did not, `ir` is the program's text, `history`
+    the text after each pass, `stats` seconds and bytes.
+    """
+
+    def __init__(
+        self, model: Any, options: Options, example_inputs: Any = None, *, storages: Any = None
+    ) -> None:
+        self._model, self._options = model, options
+        self._storages = storages
+        self._program: Program | None = None
+        self._lock = threading.Lock()
+        if example_inputs is not None or _is_hugging_face(model):
+            self._build(example_inputs)
+
+    @classmethod
+    def of(cls, program: Program) -> "Compiled":
+        """Return the face of a program that exists already."""
+        made = cls.__new__(cls)
+        made._model, made._options, made._storages = None, program.options, None
+        made._program, made._lock = program, threading.Lock()
+        return made
+
+    def _build(self, example_inputs: Any) -> Program:
+        with self._lock:
+            if self._program is None:
+                model, stored = self._model, self._storages
+                self._program = build(model, self._options, example_inputs, stored)
+                self._model = self._storages = None  # its tensors are held by the program's store
+        return self._program
+
+    @property
+    def program(self) -> Program:
+        """All that was compiled; raises `ElidirError` before the first call of a lazy one."""
+        if self._program is None:
+            raise ElidirError(
+                "nothing is compiled yet: its inputs are known at the first call; call it once, "
+                "or give example_inputs= to elidir.compile"
+            )
+        return self._program
+
+    # -- running
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model: its own arguments, and its own kind of output."""
+        program = self._program or self._build((args, kwargs) if kwargs else args)
+        given = _named(program, args, kwargs)
+        flat = program.forward(*_inputs(program, given))
+        spec = program.face.out_spec
+        return tuple(flat) if spec is None else pytree.tree_unflatten(list(flat), spec)
+
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> torch.Tensor:
+        """Return the prompt and the new tokens, i64[B, T]; arguments as in transformers' `generate`.
+
+        Raises `ElidirError` for an argument that is unknown or out of range, before any step.
+        """
+        if input_ids is None:
+            raise ElidirError("generate needs token ids; give input_ids=")
+        return generate(self._language_model(), input_ids, attention_mask, **options)
+
+    def _language_model(self) -> LanguageModel:
+        program = self.program
+        names = [p.name for p in program.module["forward"].region.params]
+        limits: dict[str, Any] = {
+            "vocabulary": program.vocabulary,
+            "max_positions": program.max_positions,
+            "defaults": program.face.defaults,
+        }
+        if names[:3] == ["ids", "valid", "pos"] and "decoder_input_ids" in names:
+            return encoder_decoder(_paired(program), **limits)
+        if names != ["ids", "valid", "pos"]:
+            raise ElidirError(
+                f"the model reads {', '.join(names)}, not token ids alone, so it cannot generate; call it"
+            )
+        return decoder_only(program.step, lambda *inputs: program.forward(*inputs), **limits)
+
+    # -- looking
+
+    @property
+    def ir(self) -> str:
+        """The text of the program, runs of layers folded; `str(compiled.program.module)` is the full."""
+        return fold_module(self.program.module)
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """The program's text as raised and after each pass that changed it, with the pass."""
+        return [(name, fold_module(module)) for name, module in self.program.history]
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Seconds of each stage so far, and bytes: weights as stored, and as they run."""
+        program = self.program
+        entries = [e for e in program.module.weights.values() if e.expr is None]
+        return {
+            "seconds": dict(program.seconds),
+            "weights": len(entries),
+            "stored_bytes": sum(_stored_bytes(e) for e in entries),
+        }
+
+    def explain(self) -> str:
+        """Return what each pass did, or why it did not, and which backend runs what."""
+        return explain_program(self.program)
+
+    def report(self, targets: str | Sequence[Any] | None = None, **request: Any) -> Report:
+        """Return the predicted cost on each target (the one compiled for, if none is named).
+
+        `request` takes batch, prompt, new, context and dtype, as `elidir.cost_models.report` does.
+        """
+        program = self.program
+        wanted = [program.options.target] if targets is None else targets
+        shared = {k: v for k, v in request.items() if k != "new"}
+        falls = waterfall(program.history, wanted, **shared)
+        return report(program.module, wanted, waterfall=falls, **request)
+
+    def __repr__(self) -> str:
+        if self._program is None:
+            return f"Compiled({type(self._model).__name__}, not captured yet)"
+        return f"Compiled({self._program.module.name}, target={self._options.target})"
+
+
+def _is_hugging_face(model: Any) -> bool:
+    from elidir.frontends.untouched import is_hugging_face
+
+    return isinstance(model, torch.nn.Module) and is_hugging_face(model)
+
+
+def _stored_bytes(entry: Entry) -> int:
+    count, bits = product(entry.type.dims), bits_per_weight(entry.format or entry.type.dtype.value)
+    return int(count * bits) // 8
+
+
+# ---- inputs
+
+
+def _named(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a call by the names that capture gave them."""
+    face = program.face
+    if len(args) > len(face.signature):
+        raise ElidirError(f"the model takes {len(face.signature)} arguments, not {len(args)}")
+    bound = dict(zip(face.signature, args, strict=False)) | dict(kwargs)
+    paths, _ = pytree.tree_flatten_with_path(bound)
+    given = {".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): v for path, v in paths}
+    known = {n for n in face.inputs if n}
+    for name, value in given.items():
+        if name not in known and not _is_default(value):
+            raise ElidirError(
+                f"the model was compiled without the input '{name}'{nearest(name, known)}; "
+                "leave it out, or compile with example_inputs= that hold it"
+            )
+    return given
+
+
+def _is_default(value: Any) -> bool:
+    """Whether an argument asks for nothing beyond the captured call."""
+    return value is None or isinstance(value, bool)
+
+
+def _inputs(program: Program, given: Mapping[str, Any]) -> list[torch.Tensor]:
+    params = program.module["forward"].region.params
+    found: dict[str, Any] = {}
+    for param, name in zip(params, program.face.inputs, strict=True):
+        value = given.get(name) if name else None
+        if value is None:
+            value = _left_out(param.name, name, found, program)
+        found[param.name] = value.bool() if param.name == "valid" else value
+    return list(found.values())
+
+
+def _left_out(param: str, name: str, found: Mapping[str, Any], program: Program) -> torch.Tensor:
+    """Return validity and positions that the caller leaves to the model."""
+    if param not in ("valid", "pos"):
+        raise ElidirError(f"the model needs the input '{name}'; give it as it was captured")
+    ids = found["ids"]
+    if param == "valid":
+        return torch.ones(ids.shape, dtype=torch.bool)
+    if program.face.counts_valid:
+        return (found["valid"].long().cumsum(-1) - 1).clamp(min=0)
+    return torch.arange(ids.shape[1]).expand(ids.shape)
+
+
+def _paired(program: Program) -> Any:
+    """Return an encoder-decoder's forward as generation calls it."""
+    params = [p.name for p in program.module["forward"].region.params]
+
+    def forward(ids: Any, valid: Any, decoder_ids: Any, decoder_valid: Any, pos: Any) -> torch.Tensor:
+        slots = torch.arange(ids.shape[1]).expand(ids.shape)
+        known = {"ids": ids, "valid": valid, "pos": slots, "decoder_input_ids": decoder_ids}
+        known["decoder_attention_mask"] = decoder_valid.long()
+        flat: torch.Tensor = program.forward(*(known[p] for p in params))[0]
+        return flat
+
+    return forward
+
+

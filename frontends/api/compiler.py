@@ -1,0 +1,101 @@
+"""`elidir.compile`: a function and a decorator, on a module, a module class, a function or a name."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from elidir.backends import backend_names, ir_dtype
+from elidir.compiled import Compiled
+from elidir.cost_models import load_target
+from elidir.frontends.program import Options
+from elidir.ir import DType, ElidirError, nearest
+from elidir.passes import framed
+
+
+def compile(  # noqa: A001 - torch.compile's name, for the same thing
+    model: Any = None,
+    *,
+    target: str = "cpu",
+    pipeline: Any = "lossless",
+    backend: str | Sequence[str] = "cpu",
+    dynamic: bool = True,
+    static: tuple[int, int] | None = None,
+    example_inputs: Any = None,
+    dtype: Any = None,
+    disable: bool = False,
+) -> Any:
+    """Compile a model; it is given back as it was.
+
+    Args:
+        model: an `nn.Module`, a Module class, a function of tensors, or the name of a model (`smollm2`,
+            a Hugging Face folder, a GGUF file). Without it, a decorator.
+        target: what plans and costs are for: a name of `elidir targets`, or a YAML file.
+        pipeline: passes as text, a YAML file or objects; `lossless` keeps the model's outputs.
+        backend: what runs: a name of `elidir backends`, or several in order of preference.
+        dynamic: whether batch and length may vary.
+        static: batch and length of a model of transformers that can be captured no other way.
+        example_inputs: a tuple or dict of tensors of one usual call. Models of transformers need
+            none; any other module is captured at its first call if none are given.
+        dtype: floats of the program, such as torch.bfloat16; None keeps the model's.
+        disable: give the model back uncompiled, as torch.compile does.
+
+    Returns:
+        `Compiled`; for a Module class, what makes compiled instances of it.
+
+    Raises:
+        ElidirError: an option is unknown or out of range (said before any long work), or the model
+            cannot be captured.
+    """
+    if model is None:
+        options = {k: v for k, v in locals().items() if k != "model"}
+        return functools.partial(compile, **options)
+    if disable:
+        return model
+    chosen = Options(target, pipeline, _backends(backend), _dtype(dtype), dynamic, static)
+    framed(pipeline)
+    load_target(target)
+    if isinstance(model, str):
+        from elidir.cache import compile_named
+
+        return compile_named(model, chosen)
+    if isinstance(model, type):
+        return _class_maker(model, chosen)
+    if not callable(model):
+        raise ElidirError(f"cannot compile a {type(model).__name__}; give a module or a function")
+    return Compiled(model, chosen, example_inputs)
+
+
+def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:
+    if not issubclass(cls, torch.nn.Module):
+        raise ElidirError(f"cannot compile the class {cls.__name__}; give a subclass of nn.Module")
+
+    @functools.wraps(cls, updated=())
+    def make(*args: Any, **kwargs: Any) -> Compiled:
+        return Compiled(cls(*args, **kwargs).eval(), options)
+
+    return make
+
+
+def _backends(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    for name in names:
+        if name not in backend_names():
+            raise ElidirError(f"there is no backend '{name}'{nearest(name, backend_names())}")
+    return names
+
+
+def _dtype(wanted: Any) -> DType | None:
+    if wanted is None or isinstance(wanted, DType):
+        return wanted
+    found = ir_dtype(wanted) if isinstance(wanted, torch.dtype) else _named_dtype(str(wanted))
+    if found is None or not found.is_float:
+        raise ElidirError(f"dtype {wanted} is no float type; give float32, bfloat16 or float16")
+    return found
+
+
+def _named_dtype(name: str) -> DType | None:
+    known = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
+    name = known.get(name, name)
+    return next((d for d in DType if d.value == name), None)

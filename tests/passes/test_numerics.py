@@ -1,0 +1,57 @@
+"""Exact passes keep the numbers: a golden module gives the same before, after, and taken apart.
+
+Programs run on the reference backend with random weights and inputs, derived weights included; the
+families of real models are compared where they are captured. This is the only file here with torch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elidir.ir import DType, Module, Tensor, Value, decompose, evaluate, rewrite
+from elidir.passes import read_reproducer
+
+FOLDER = Path(__file__).parent
+GOLDEN = sorted(FOLDER.glob("*/*.ir"))
+SIZES = {"B": 2, "T": 5}
+
+pytestmark = pytest.mark.slow  # it imports torch, which `make fast` does without
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_outputs_stay_the_same(path: Path) -> None:
+    import torch
+
+    pipeline, module = read_reproducer(path.read_text().partition("// ----\n")[0])
+    after = pipeline.run(module).module
+    inputs = [example(p) for p in module["forward"].region.params]
+    wanted = outputs(module, module, inputs)
+    for changed in (after, rewrite(after, decompose)):
+        for a, b in zip(wanted, outputs(changed, module, inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def outputs(module: Module, source: Module, inputs: list[Any]) -> list[Any]:
+    """Run `@forward` with weights drawn for the table of `source`."""
+    import torch
+
+    from elidir.backends import WeightStore, lower
+
+    torch.manual_seed(1)
+    stored = {n: e for n, e in source.weights.items() if e.expr is None}
+    store = WeightStore({n: torch.randn(*e.type.dims) for n, e in stored.items()})
+    return list(lower(module["forward"], module, store, backends=())(*inputs))
+
+
+def example(param: Value) -> Any:
+    """Draw an input of a parameter's type: floats at random, positions in order, all valid."""
+    import torch
+
+    tensor: Tensor = param.tensor
+    shape = [evaluate(d, SIZES) for d in tensor.dims]
+    if tensor.dtype is DType.BOOL:
+        return torch.ones(shape, dtype=torch.bool)
+    if not tensor.dtype.is_float:
+        return torch.arange(shape[-1]).expand(shape)
+    return torch.randn(shape).to(torch.float16 if tensor.dtype is DType.F16 else torch.float32)
