@@ -36,6 +36,7 @@ TORCH: dict[DType, torch.dtype] = {
     DType.I8: torch.int8,
     DType.U8: torch.uint8,
     DType.BOOL: torch.bool,
+    DType.C64: torch.complex64,
 }
 _FROM_TORCH = {theirs: ours for ours, theirs in TORCH.items()}
 

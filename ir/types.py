@@ -24,6 +24,7 @@ class DType(Enum):
     I8 = "i8"
     U8 = "u8"
     BOOL = "bool"
+    C64 = "c64"
 
     @property
     def bytes(self) -> int:
@@ -53,6 +54,7 @@ _BYTES = {
     DType.I8: 1,
     DType.U8: 1,
     DType.BOOL: 1,
+    DType.C64: 8,
 }
 
 

@@ -57,30 +57,27 @@ def _names(module: Module) -> Iterator[Finding]:
 
 def _nesting(module: Module) -> Iterator[Finding]:
     for layer in module.layers():
-        for op in layer.body.region.ops:
-            if isinstance(op, Layer):
-                yield layer, f"@{layer.body.name} calls a layer itself; inline it, bodies are flat"
+        if any(isinstance(op, Layer) for op in layer.body.region.ops):
+            yield layer, f"@{layer.body.name} calls a layer itself; inline it, bodies are flat"
 
 
 def _dominance(module: Module) -> Iterator[Finding]:
     for name, region in module.regions():
-        known = set(region.params)
-        if len(known) < len(region.params):
-            yield None, f"{name} has one value as two parameters; make a new value for each"
-        for op in region.ops:
-            yield from ((op, m) for m in _undefined(op, known, name))
-            known.update(op.results)
-        if missing := [r for r in region.results if r not in known]:
-            yield None, f"{name} yields {missing[0]!r}, which it does not define"
+        yield from _undefined(name, region)
 
 
-def _undefined(op: Op, known: set[Value], name: str) -> Iterator[str]:
-    for value in op.operands():
-        if value not in known:
-            yield f"{value!r} is not defined before its use in {name}"
-    for result in op.results:
-        if result in known:
-            yield f"{result!r} is defined twice in {name}; clone the op"
+def _undefined(name: str, region: Region) -> Iterator[Finding]:
+    known = set(region.params)
+    if len(known) < len(region.params):
+        yield None, f"{name} has one value as two parameters; make a new value for each"
+    for op in region.ops:
+        if missing := [v for v in op.operands() if v not in known]:
+            yield op, f"{missing[0]!r} is not defined before its use in {name}"
+        if twice := [r for r in op.results if r in known]:
+            yield op, f"{twice[0]!r} is defined twice in {name}; clone the op"
+        known.update(op.results)
+    if missing := [r for r in region.results if r not in known]:
+        yield None, f"{name} yields {missing[0]!r}, which it does not define"
 
 
 def _own_rules(module: Module) -> Iterator[Finding]:
@@ -91,43 +88,62 @@ def _own_rules(module: Module) -> Iterator[Finding]:
             yield op, str(error)
 
 
-def _symbols(module: Module) -> Iterator[Finding]:
+def _bounds(module: Module) -> Iterator[Finding]:
     for name, bounds in module.symbols.items():
-        if bounds.hi is not None and not 0 <= bounds.lo <= bounds.hi:
+        if bounds.lo < 0 or (bounds.hi is not None and bounds.hi < bounds.lo):
             yield None, f"symbol {name} in {bounds} has no value; make the bounds 0 <= lo <= hi"
-    for where, region in module.regions():
-        for op, dims in _dims(region):
-            for unknown in sorted(set().union(*map(free_symbols, dims)) - set(module.symbols)):
-                hint = nearest(unknown, module.symbols)
-                yield op, f"{where} uses the undeclared symbol {unknown}{hint}"
 
 
-def _dims(region: Region) -> Iterator[tuple[Op | None, tuple[Dim, ...]]]:
-    """Yield the dimensions of parameters, of results and in attributes."""
-    yield from ((None, p.type.dims) for p in region.params)
+def _symbols(module: Module) -> Iterator[Finding]:
+    places = ((n, op, dim) for n, region in module.regions() for op, dim in _dims(region))
+    for name, op, dim in places:
+        for unknown in sorted(free_symbols(dim) - set(module.symbols)):
+            hint = nearest(unknown, module.symbols)
+            yield op, f"{name} uses the undeclared symbol {unknown}{hint}"
+
+
+def _dims(region: Region) -> Iterator[tuple[Op | None, Dim]]:
+    """Yield the dimensions of parameters, of results and in attributes, numbers left out."""
+    yield from ((None, d) for p in region.params for d in _symbolic(p.type.dims))
     for op in region.ops:
-        yield from ((op, r.type.dims) for r in op.results)
-        for item in op.attributes().values():
-            items = item if isinstance(item, tuple) else (item,)
-            yield op, tuple(i for i in items if hasattr(i, "free_symbols"))
+        yield from ((op, d) for r in op.results for d in _symbolic(r.type.dims))
+        yield from ((op, d) for item in op.attributes().values() for d in _symbolic(item))
+
+
+def _symbolic(item: object) -> list[Dim]:
+    items = item if isinstance(item, tuple) else (item,)
+    return [i for i in items if hasattr(i, "free_symbols")]
 
 
 def _weights(module: Module) -> Iterator[Finding]:
     for function in module.functions.values():
-        for op in function.region.ops:
-            yield from ((op, m) for w in op.weights() if (m := _missing(module, "", w)))
+        reads = ((op, w) for op in function.region.ops for w in op.weights())
+        yield from ((op, m) for op, w in reads if (m := _missing(module, "", w)))
     for layer in module.layers():
-        for weight in layer.body.weights:
-            if message := _missing(module, layer.scope, weight):
-                yield layer, message
+        found = (_missing(module, layer.scope, w) for w in layer.body.weights)
+        yield from ((layer, message) for message in found if message)
+
+
+def _missing(module: Module, scope: str, weight: Weight) -> str:
+    name = resolve(scope, weight.name)
+    if name not in module.weights:
+        return f"@{name} is not in the weight table{nearest(name, module.weights)}"
+    found = module.weights[name].type
+    return "" if found == weight.type else f"@{name} is {found}, used as {weight.type}"
+
+
+def _body_weights(module: Module) -> Iterator[Finding]:
+    for body in module.bodies:
+        reads = ((op, w) for op in body.region.ops for w in op.weights())
+        missing = ((op, w) for op, w in reads if w not in body.weights)
+        yield from ((op, f"@{w.name} is not listed by body @{body.name}") for op, w in missing)
 
 
 def _derived(module: Module) -> Iterator[Finding]:
     whole: set[str] = set()
     for name, entry in module.weights.items():
-        for source in _sources(entry.expr):
-            if source not in module.weights:
-                yield None, f"@{name} is made of @{source}, which is not in the table"
+        if missing := [s for s in _sources(entry.expr) if s not in module.weights]:
+            yield None, f"@{name} is made of @{missing[0]}, which is not in the table"
         if entry.expr and entry.expr.fn not in DERIVATIONS:
             hint = nearest(entry.expr.fn, DERIVATIONS)
             yield None, f"@{name} is made by the unknown derivation '{entry.expr.fn}'{hint}"
@@ -150,39 +166,22 @@ def _sources(expr: Derived | None) -> tuple[str, ...]:
     return expr.sources if expr else ()
 
 
-def _missing(module: Module, scope: str, weight: Weight) -> str:
-    name = resolve(scope, weight.name)
-    if name not in module.weights:
-        return f"@{name} is not in the weight table{nearest(name, module.weights)}"
-    found = module.weights[name].type
-    return "" if found == weight.type else f"@{name} is {found}, used as {weight.type}"
-
-
-def _body_weights(module: Module) -> Iterator[Finding]:
-    for body in module.bodies:
-        listed = set(body.weights)
-        for op in body.region.ops:
-            for weight in op.weights():
-                if weight not in listed:
-                    yield op, f"@{weight.name} is not listed by body @{body.name}"
-
-
 def _linear_state(module: Module) -> Iterator[Finding]:
     for name, region in module.regions():
-        consumed: set[Value] = set()
-        for op in region.ops:
-            takes = _consumed_by(op)
-            if len(set(takes)) < len(takes):
-                yield op, f"{takes[0]!r} in {name} is consumed twice; state has one owner"
-            for value in op.operands():
-                if value in consumed:
-                    yield (
-                        op,
-                        f"{value!r} in {name} is used after it was consumed; use what it became",
-                    )
-            consumed.update(takes)
-        if late := [r for r in region.results if r in consumed]:
-            yield None, f"{name} yields {late[0]!r} after it was consumed; yield what it became"
+        yield from _late_uses(name, region)
+
+
+def _late_uses(name: str, region: Region) -> Iterator[Finding]:
+    consumed: set[Value] = set()
+    for op in region.ops:
+        takes = _consumed_by(op)
+        if len(set(takes)) < len(takes):
+            yield op, f"{takes[0]!r} in {name} is consumed twice; state has one owner"
+        if late := [v for v in op.operands() if v in consumed]:
+            yield op, f"{late[0]!r} in {name} is used after it was consumed; use what it became"
+        consumed.update(takes)
+    if late := [r for r in region.results if r in consumed]:
+        yield None, f"{name} yields {late[0]!r} after it was consumed; yield what it became"
 
 
 def _consumed_by(op: Op) -> list[Value]:
@@ -216,6 +215,7 @@ COMMON = (
     _nesting,
     _dominance,
     _own_rules,
+    _bounds,
     _symbols,
     _body_weights,
     _weights,

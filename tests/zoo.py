@@ -398,8 +398,8 @@ NAMED: dict[str, Entry] = {entry.name: entry for entry in [*hugging_face(), *PLA
 # further families
 
 
-def further() -> list[Entry]:
-    """Decoders of transformers beyond the promised ones."""
+def llama_like() -> list[Entry]:
+    """Decoders whose config has Llama's names of sizes."""
     windowed = {"sliding_window": 5, "head_dim": 8}
     return [
         decoder("gemma2", **windowed),
@@ -427,6 +427,12 @@ def further() -> list[Entry]:
         decoder("diffllama"),
         decoder("nanochat"),
         decoder("bitnet"),
+    ]
+
+
+def gpt_like() -> list[Entry]:
+    """Older decoders, each with names of sizes of its own."""
+    return [
         exact("gptj", GPT2_LIKE | {"rotary_dim": 4}),
         exact("codegen", GPT2_LIKE | {"rotary_dim": 4}),
         exact("gpt_bigcode", GPT2_LIKE),
@@ -469,29 +475,29 @@ def further() -> list[Entry]:
         ),
         exact("biogpt", BERT_LIKE),
         exact("openai-gpt", GPT2_LIKE | {"afn": "gelu"}, example=masked_inputs),
-        *experts(),
-        *recurrences(),
     ]
+
+
+LATENT = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 
 
 def experts() -> list[Entry]:
     """Decoders whose feed-forward is a choice of experts."""
     sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    latent = {
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
-        "n_shared_experts": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
-    }
     return [
         decoder("qwen2_moe", shared_expert_intermediate_size=32, **sizes),
         decoder("qwen3_moe", head_dim=8, **sizes),
@@ -499,10 +505,10 @@ def experts() -> list[Entry]:
         decoder("phimoe", **EXPERTS),
         decoder("granitemoe", **EXPERTS),
         decoder("gpt_oss", head_dim=8, sliding_window=5, **EXPERTS),
-        decoder("deepseek_v2", **latent),
-        decoder("deepseek_v3", **latent),
+        decoder("deepseek_v2", **LATENT),
+        decoder("deepseek_v3", **LATENT),
         decoder("ernie4_5_moe", moe_num_experts=4, moe_k=2, **sizes),
-        decoder("dots1", **{k: v for k, v in latent.items() if "rank" not in k and "qk" not in k}),
+        decoder("dots1", **{k: v for k, v in LATENT.items() if "rank" not in k and "qk" not in k}),
         decoder("minimax_m2", head_dim=8, rotary_dim=8, **EXPERTS),
         decoder("jetmoe", kv_channels=8, **EXPERTS),
         decoder("llama4_text", head_dim=8, intermediate_size_mlp=64, **EXPERTS),
@@ -595,46 +601,48 @@ def encoders() -> list[Entry]:
     ]
 
 
+BART = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": LENGTH_LIMIT,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+T5 = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+}
+
+
 def pairs() -> list[Entry]:
     """An encoder with a decoder beside it."""
-    bart = {
-        "vocab_size": VOCAB,
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "max_position_embeddings": LENGTH_LIMIT,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "decoder_start_token_id": 2,
-    }
-    t5 = {
-        "vocab_size": VOCAB,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "pad_token_id": 0,
-        "decoder_start_token_id": 0,
-    }
     both = {"auto": "AutoModelForSeq2SeqLM", "example": pair_inputs, "causal": False}
     return [
-        exact("t5", t5, **both),
-        exact("mt5", t5, **both),
-        exact("bart", bart, **both),
-        exact("mbart", bart, **both),
-        exact("pegasus", bart, **both),
-        exact("marian", bart, **both),
-        exact("m2m_100", bart, **both),
-        exact("blenderbot", bart, **both),
+        exact("t5", T5, **both),
+        exact("mt5", T5, **both),
+        exact("bart", BART, **both),
+        exact("mbart", BART, **both),
+        exact("pegasus", BART, **both),
+        exact("marian", BART, **both),
+        exact("m2m_100", BART, **both),
+        exact("blenderbot", BART, **both),
         exact(
             "whisper",
-            bart | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64},
+            BART | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64},
             auto="AutoModelForSpeechSeq2Seq",
             example=audio_inputs,
             causal=False,
@@ -649,4 +657,10 @@ def audio_inputs(batch: int, length: int) -> Inputs:
     return {"input_features": features, "decoder_input_ids": tokens(batch, length)}
 
 
-OTHERS: dict[str, Entry] = {entry.name: entry for entry in [*further(), *encoders(), *pairs()]}
+def further() -> list[Entry]:
+    """Families of transformers beyond the promised ones."""
+    decoders = [*llama_like(), *gpt_like(), *experts(), *recurrences()]
+    return [*decoders, *encoders(), *pairs()]
+
+
+OTHERS: dict[str, Entry] = {entry.name: entry for entry in further()}

@@ -413,12 +413,21 @@ def _load_slowly(file: GgufFile) -> nn.Module:
 
 
 def load_tokenizer(file: GgufFile) -> Any:
-    """The tokenizer of a GGUF file, None if it holds none."""
+    """The tokenizer of a GGUF file, None if it holds none.
+
+    Raises:
+        LoadError: its vocabulary is of a kind that is not known, or does not hold together.
+    """
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 
     if "tokenizer.ggml.tokens" not in file.metadata:
         return None
-    architecture, parts, options = get_gguf_tokenizer(str(file.path))
-    backend, more = convert_gguf_tokenizer(architecture, parts)
+    try:
+        architecture, parts, options = get_gguf_tokenizer(str(file.path))
+        backend, more = convert_gguf_tokenizer(architecture, parts)
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        raise LoadError(
+            f"the tokenizer in {file.path} cannot be built: {error}; convert the file again"
+        ) from error
     return PreTrainedTokenizerFast(tokenizer_object=backend, **{**options, **more})

@@ -1,4 +1,7 @@
-"""Attention and what prepares its operands: heads, rotary embedding, position biases."""
+"""Attention and what prepares its operands: heads, rotary embedding, position biases.
+
+Masks are predicates and have a file of their own; projections are plain linear maps.
+"""
 
 from enum import Enum
 

@@ -1,4 +1,7 @@
-"""Elementwise ops: they broadcast and promote as torch does, and never mix tokens."""
+"""Elementwise ops: they broadcast and promote as torch does, and never mix tokens.
+
+An op belongs here if each element of its result depends on one element of each operand.
+"""
 
 from elidir.ir.errors import IRTypeError, nearest
 from elidir.ir.op import Op, Operand, Value, op

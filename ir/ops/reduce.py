@@ -1,4 +1,7 @@
-"""Ops that combine elements along an axis, and the plain matrix product."""
+"""Ops that combine elements along an axis, and the plain matrix product.
+
+What combines elements by weights of the model lives in `model.py`.
+"""
 
 from elidir.ir.errors import IRTypeError, nearest
 from elidir.ir.op import Op, Value, op

@@ -1,4 +1,7 @@
-"""Ops that move, select or make elements without arithmetic on them."""
+"""Ops that move, select or make elements without arithmetic on them.
+
+Dimensions among their attributes may be symbolic, so a program is made once for all sizes.
+"""
 
 from elidir.ir.errors import IRTypeError
 from elidir.ir.op import Op, Scalar, Value, op

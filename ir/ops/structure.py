@@ -1,4 +1,7 @@
-"""Structure: the call of a layer's body, and what raising did not recognise."""
+"""Structure: the call of a layer's body, and what raising did not recognise.
+
+An op that computes something elidir knows belongs in one of the other files.
+"""
 
 import json
 from collections.abc import Iterator

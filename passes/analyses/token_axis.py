@@ -6,6 +6,7 @@ op that meets the axis is a mixer. A program is causal if every mixer is attenti
 over its own tokens.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,12 @@ TOKENWISE_ATEN = frozenset(
     f"aten.{n}.default"
     for n in "acos asin atan cosh erfc expm1 hardsigmoid hardswish hardtanh isinf isnan log2 log10 "
     "logit nan_to_num relu6 rsqrt selu sinh softsign tan threshold trunc".split()
+)
+
+ROWWISE_ATEN = frozenset(
+    f"aten.{n}"
+    for n in "gather.default scatter.value scatter.src scatter_add.default max.dim min.dim sort.default "
+    "log_softmax.int argsort.default cummax.default".split()
 )
 
 
@@ -173,11 +180,16 @@ def _rowwise(op: Any, axes: Axes) -> int | None:
 
 
 def _reshape(op: Reshape, axes: Axes) -> int | None:
+    """The axis keeps its place in the order of elements; batch and tokens may merge to one axis 0."""
     axis, before = axes[op.x], op.x.type.dims
     lead = product(before[:axis])
     for i, dim in enumerate(op.shape):
         if dim == before[axis] and product(op.shape[:i]) == lead:
             return i
+    if axis == 1 and op.shape and op.shape[0] == product(before[:2]):
+        return 0
+    if axis == 0 and len(op.shape) > 1 and product(op.shape[:2]) == before[0]:
+        return 1
     return None
 
 
@@ -234,9 +246,21 @@ def _rope_table(op: Any, axes: Axes) -> int | None:
 
 
 def _opaque(op: Opaque, axes: Axes) -> int | None:
-    if op.target not in TOKENWISE_ATEN or len(op.inputs) != 1:
+    known = {axes.get(v) for v in op.inputs}
+    rank = len(op.inputs[0].type.dims) if op.inputs else 0
+    if len(known) != 1 or any(len(t.dims) != rank for t in op.out):
         return None
-    return axes[op.inputs[0]]
+    axis = known.pop()
+    if op.target in TOKENWISE_ATEN:
+        return axis
+    return axis if op.target in ROWWISE_ATEN and _last_axis(op, rank) and axis != rank - 1 else None
+
+
+def _last_axis(op: Opaque, rank: int) -> bool:
+    """Whether an ATen op that takes `dim` after its input is told to work along the last axis."""
+    positional, named = json.loads(op.args)
+    dim = positional[1] if len(positional) > 1 else named.get("dim")
+    return dim in (-1, rank - 1)
 
 
 def _never(op: Op, axes: Axes) -> int | None:

@@ -22,7 +22,7 @@ from elidir.frontends.raising.masks import MaskRule
 from elidir.frontends.raising.norms import norm_rule
 from elidir.frontends.raising.positions import PositionRule
 from elidir.frontends.raising.probe import Probe
-from elidir.frontends.raising.rope import RopeRule
+from elidir.frontends.raising.rope import RopeRule, partial_rope_rule
 from elidir.frontends.raising.softmax_attention import SoftmaxAttentionRule
 from elidir.ir import (
     Cast,
@@ -167,11 +167,11 @@ def _raise(module: Module, importer: Importer, params: dict[str, Value]) -> Modu
     add = _Adder(importer)
     stages: Sequence[Sequence[Rule]] = (
         (unflatten_rule, norm_rule),
-        (ActivationRule(probe), SoftmaxAttentionRule(probe)),
+        (ActivationRule(probe), SoftmaxAttentionRule(probe, add)),
         (key_heads_rule, MaskRule(probe, add), RopeRule(probe, add), PositionRule(probe, add)),
         (key_heads_rule, experts_rule, heads_rule),
         (unflatten_rule, norm_rule),
-        (heads_rule, unflatten_rule),
+        (heads_rule, partial_rope_rule, unflatten_rule),
     )
     module = _tidy(module)
     for rules in stages:

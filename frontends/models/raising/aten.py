@@ -71,6 +71,8 @@ BINARY: dict[str, type[Op]] = {
     "pow": Pow,
     "maximum": Maximum,
     "minimum": Minimum,
+    "max": Maximum,
+    "min": Minimum,
     "mul_": Mul,
     "div_": Div,
     "true_divide": Div,
@@ -80,7 +82,7 @@ COMPARE = {
     **{f"{p}_{n}": n for n in ("and", "or", "xor") for p in ("logical", "bitwise")},
     **{f"__{n}__": n for n in ("and", "or", "xor")},
 }
-OVERLOADS = ("Tensor", "Scalar", "default", "Tensor_Scalar", "Tensor_Tensor")
+OVERLOADS = ("Tensor", "Scalar", "default", "Tensor_Scalar", "Tensor_Tensor", "other")
 
 
 def _register_tables() -> None:
@@ -93,7 +95,7 @@ def _register_tables() -> None:
 
 
 def _binary(m: Importer, n: Node, cls: type[Op]) -> Value | None:
-    if n.kwargs.get("rounding_mode"):
+    if len(n.args) < 2 or n.kwargs.get("rounding_mode"):
         return None
     return m.emit(cls(m.operand(n.args[0]), m.operand(n.args[1])))  # type: ignore[call-arg]
 
@@ -285,7 +287,10 @@ def _index_select(m: Importer, n: Node) -> Value:
 @aten("gather.default")
 def _gather(m: Importer, n: Node) -> Value | None:
     """A gather from the one row of a parameter is a lookup."""
-    weight = m.weight(n.args[0])
+    source = n.args[0]
+    if str(source.target) == "aten.expand.default":
+        source = source.args[0]
+    weight = m.weight(source)
     if weight is None or len(weight.type.dims) != 2 or weight.type.dims[0] != 1 or n.args[1] % 2 != 1:
         return None
     row = m.add_weight(f"{weight.name}.row", m.fetch(weight).reshape(-1))
@@ -317,11 +322,12 @@ def as_length(m: Importer, bounds: list[Any]) -> Any:
 
 @aten(
     *(f"{o}.default" for o in ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like")),
+    *("new_empty.default", "empty.memory_format", "empty_like.default"),
     *("new_zeros.default", "new_ones.default", "new_full.default", "scalar_tensor.default"),
 )
 def _full(m: Importer, n: Node) -> Value | None:
     name = str(n.target)
-    value = 0 if "zeros" in name else 1
+    value = 1 if "ones" in name else 0
     if "full" in name:
         value = n.args[2] if "new_full" in name else n.args[1]
     if "scalar" in name:
@@ -329,6 +335,35 @@ def _full(m: Importer, n: Node) -> Value | None:
     if isinstance(value, Node):
         return None
     return m.emit(Full(shape=m.shape(n), value=value, dtype=DTYPES[n.meta["val"].dtype]))
+
+
+@aten("copy.default", "copy_.default")
+def _copy(m: Importer, n: Node) -> Value:
+    source = m.value(n.args[1])
+    wide = source if source.type.dims == m.shape(n) else m.emit(Expand(source, shape=m.shape(n)))
+    return _cast_to(m, wide, n)
+
+
+@aten("slice_scatter.default")
+def _slice_scatter(m: Importer, n: Node) -> Value | None:
+    x, part, axis = m.value(n.args[0]), m.value(n.args[1]), m.arg(n, 2, "dim", 0)
+    if m.arg(n, 5, "step", 1) != 1:
+        return None
+    size = x.type.dims[axis]
+    start, stop = (_bound(m, m.arg(n, i, k), d, size) for i, k, d in ((3, "start", 0), (4, "end", size)))
+    sides = [_slice(m, x, axis, *side) for side in ((0, start), (stop, size)) if side[0] != side[1]]
+    pieces = [part, *sides] if start == 0 else [sides[0], part, *sides[1:]]
+    return m.emit(Concat(tuple(pieces), axis=axis % len(x.type.dims))) if sides else part
+
+
+@aten("repeat.default")
+def _repeat(m: Importer, n: Node) -> Value | None:
+    x, times = m.value(n.args[0]), n.args[1]
+    if len(times) != len(x.type.dims) or any(not isinstance(t, int) or t > 16 for t in times):
+        return None
+    for axis, count in enumerate(times):
+        x = x if count == 1 else m.emit(Concat((x,) * count, axis=axis))
+    return x
 
 
 @aten("repeat_interleave.self_int")

@@ -21,6 +21,7 @@ from elidir.ir import (
     Derived,
     Dim,
     DType,
+    ElidirError,
     Entry,
     IRTypeError,
     Op,
@@ -44,7 +45,12 @@ DTYPES = {
     torch.int8: DType.I8,
     torch.uint8: DType.U8,
     torch.bool: DType.BOOL,
+    torch.complex64: DType.C64,
 }
+
+class RaiseError(ElidirError):
+    """A captured graph is beyond what the IR can say."""
+
 
 Handler = Callable[["Importer", Node], Any]
 HANDLERS: dict[str, Handler] = {}
@@ -108,13 +114,22 @@ class Importer:
 
     def _expr(self, expr: Any) -> Any:
         if expr.is_Symbol:
-            return symbol(self.symbols[expr.name])
+            return self._symbol(expr.name)
         args = [self._expr(a) for a in expr.args]
         if type(expr).__name__ == "FloorDiv":
             return sympy.floor(args[0] / args[1])
         if type(expr).__name__ in ("Mod", "PythonMod"):
             return sympy.Mod(*args)
-        return expr.func(*args) if args else expr
+        own = getattr(sympy, type(expr).__name__, None) if args else None
+        return (own or expr.func)(*args) if args else expr
+
+    def _symbol(self, name: str) -> Any:
+        if name not in self.symbols:
+            raise RaiseError(
+                f"the size {name} depends on the data, which elidir does not model; "
+                "compile the part of the model before or after it"
+            )
+        return symbol(self.symbols[name])
 
     def type(self, meta: Any) -> Tensor:
         """Return our type of a fake tensor."""

@@ -26,6 +26,7 @@ from elidir.ir import (
     Iota,
     Mul,
     Op,
+    Opaque,
     Permute,
     Reshape,
     Rope,
@@ -201,7 +202,12 @@ class RopeRule:
         return Rotation(layout, axis, None, 1.0, (cos, sin))
 
 
+_COMPLEX = ("aten.view_as_complex.default", "aten.view_as_real.default")
+
+
 def _passes(op: Op) -> bool:
+    if isinstance(op, Opaque):
+        return op.target in _COMPLEX
     return isinstance(op, _THROUGH) or (isinstance(op, Unary) and op.fn == "neg") or (
         isinstance(op, Div) and not isinstance(op.b, Value)
     )
@@ -215,7 +221,7 @@ def _first_channel(x: Value, result: Value, ops: Sequence[Op]) -> int | None:
     if len(a) != 4 or a[:3] != b[:3] or not isinstance(b[3], int):
         return None
     reads = [o for o in ops if x in o.operands()]
-    cuts = [o for o in reads if isinstance(o, Slice) and o.axis == 3 and o.step == 1]
+    cuts = [o for o in reads if isinstance(o, Slice) and o.axis == 3]
     if len(cuts) < len(reads) or not all(isinstance(o.start, int) for o in cuts):
         return None
     lo, hi = min(o.start for o in cuts), max(o.stop for o in cuts)  # type: ignore[type-var]
@@ -272,3 +278,20 @@ def _rotates(
 ) -> bool:
     a, c = x[:, first], x[:, second]
     return _close(out[:, first], a * cos - c * sin) and _close(out[:, second], c * cos + a * sin)
+
+
+def partial_rope_rule(op: Op, b: Builder) -> Sequence[Value] | None:
+    """Join a rotation of the first channels with the channels after them: one `rope` of them all."""
+    if not isinstance(op, Concat) or len(op.parts) != 2 or op.axis != 3:
+        return None
+    rope, rest = b.op_of(op.parts[0]), b.op_of(op.parts[1])
+    first = b.op_of(rope.x) if isinstance(rope, Rope) else None
+    if not isinstance(rope, Rope) or not isinstance(first, Slice) or not isinstance(rest, Slice):
+        return None
+    joined = first.x is rest.x and first.axis == rest.axis == 3 and first.stop == rest.start
+    if not joined or (first.step, rest.step) != (1, 1):
+        return None
+    x, whole = first.x, (0, first.x.type.dims[3])
+    if (first.start, rest.stop) != whole:
+        x = b.emit(Slice(x, axis=3, start=first.start, stop=rest.stop))
+    return [b.emit(Rope(x, rope.cos, rope.sin, layout=rope.layout))]

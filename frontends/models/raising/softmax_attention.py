@@ -15,20 +15,27 @@ from elidir.ir import (
     Attention,
     Builder,
     Cast,
+    Compare,
+    Concat,
+    Const,
     Dim,
     Div,
     DType,
+    Expand,
     Full,
     HeadsSplit,
     MatMul,
+    Maximum,
     Mul,
     Op,
     Permute,
     Reshape,
+    Slice,
     Softmax,
     Sub,
     Unary,
     Value,
+    Weight,
     Where,
     as_dim,
 )
@@ -50,20 +57,43 @@ class Scores:
 class SoftmaxAttentionRule:
     """Raises matmul(softmax(..), v)."""
 
-    def __init__(self, probe: Probe) -> None:
-        self.probe = probe
+    def __init__(self, probe: Probe, add_weight: Any) -> None:
+        self.probe, self.add_weight = probe, add_weight
 
     def __call__(self, op: Op, b: Builder) -> Sequence[Value] | None:
         """Raise the op if it is the product of a softmax and values."""
         if not isinstance(op, MatMul):
             return None
-        softmax = _through(op.a, b)
+        softmax, cut = _through(op.a, b), None
+        if isinstance(softmax, Slice):
+            softmax, cut = _through(softmax.x, b), softmax
         if not isinstance(softmax, Softmax) or softmax.axis != len(softmax.x.type.dims) - 1:
             return None
-        scores = self._take_apart(softmax.x, b)
+        inner, sinks = (softmax.x, None) if cut is None else self._sinks(softmax.x, cut, b)
+        scores = None if inner is None else self._take_apart(inner, b)
         if scores is None or scores.lead is None:
             return None
-        return self._build(op, scores, b)
+        return self._build(op, scores, sinks, b)
+
+    def _sinks(self, x: Value, cut: Slice, b: Builder) -> tuple[Value | None, Weight | None]:
+        """Return (scores, sinks) where one more column, cut off afterwards, is a weight for each head."""
+        op = b.op_of(x)
+        if isinstance(op, Sub) and isinstance(op.a, Value) and isinstance(op.b, Value):
+            op = b.op_of(op.a)  # minus its maximum, which softmax does not see
+        if not isinstance(op, Concat) or len(op.parts) != 2 or op.parts[1].type.dims[-1] != 1:
+            return None, None
+        if (cut.start, cut.stop) != (0, op.parts[0].type.dims[-1]):
+            return None, None
+        column = b.op_of(op.parts[1])
+        while isinstance(column, Expand | Reshape | Cast):
+            column = b.op_of(column.x)
+        if not isinstance(column, Const):
+            return None, None
+        heads = op.parts[0].type.dims[1]
+        flat = self.probe.tensors[column.weight.name].flatten()
+        if flat.shape[0] != heads:
+            return None, None
+        return op.parts[0], self.add_weight("sinks", flat)
 
     def _take_apart(self, value: Value, b: Builder) -> Scores | None:
         addends: list[tuple[Value, float]] = []
@@ -109,19 +139,45 @@ class SoftmaxAttentionRule:
             return op.a, 1.0, b.emit(Mul(op.b, -1.0)), None
         if isinstance(op, Where) and index(op.cond):
             return self._masked(op, b)
+        if isinstance(op, Maximum) and isinstance(op.a, Value) and self._is_never(op.b, b):
+            return op.a, 1.0, None, None
+        if isinstance(op, Mul) and index(op.b) and isinstance(op.a, Value) and self._is_binary(op.b, b):
+            never = b.emit(Where(b.emit(Compare(op.b, 0, fn="ne")), self._zero(b), NEVER))
+            return op.a, 1.0, never, None
         return None
+
+    def _is_binary(self, value: Value, b: Builder) -> bool:
+        """Whether a mask factor is 0 or 1 everywhere: scores times it, less a lot where it is 0."""
+        inputs = self.probe.index_inputs(2, 9, 0)
+        (found,) = self.probe.run([value], b.op_of, inputs)
+        return bool(((found == 0) | (found == 1)).all())
+
+    def _zero(self, b: Builder) -> Value:
+        return b.emit(Full(shape=(), value=0.0, dtype=DType.F32))
 
     def _masked(self, op: Where, b: Builder) -> tuple[Value, float, Value, None] | None:
         """where(cond, scores, never) adds 0 or -inf."""
-        zero = b.emit(Full(shape=(), value=0.0, dtype=DType.F32))
-        if isinstance(op.a, Value) and _is_never(op.b, b):
-            return op.a, 1.0, b.emit(Where(op.cond, zero, NEVER)), None
-        if isinstance(op.b, Value) and _is_never(op.a, b):
+        if isinstance(op.a, Value) and self._is_never(op.b, b):
+            return op.a, 1.0, b.emit(Where(op.cond, self._zero(b), NEVER)), None
+        if isinstance(op.b, Value) and self._is_never(op.a, b):
             keep = b.emit(Unary(op.cond, fn="not"))
-            return op.b, 1.0, b.emit(Where(keep, zero, NEVER)), None
+            return op.b, 1.0, b.emit(Where(keep, self._zero(b), NEVER)), None
         return None
 
-    def _build(self, op: MatMul, scores: Scores, b: Builder) -> list[Value] | None:
+    def _is_never(self, item: Any, b: Builder) -> bool:
+        """Whether a number, or a constant, is so low that softmax makes it nothing."""
+        op = b.op_of(item)
+        if isinstance(op, Cast | Reshape | Expand):
+            return self._is_never(op.x, b)
+        if isinstance(op, Const) and op.weight.name in self.probe.tensors:
+            item = float(self.probe.tensors[op.weight.name].max())
+        if isinstance(op, Full):
+            item = op.value
+        return isinstance(item, float | int) and item <= -1e4
+
+    def _build(
+        self, op: MatMul, scores: Scores, sinks: Weight | None, b: Builder
+    ) -> list[Value] | None:
         q, keys, v = scores.product.a, scores.product.b, op.b
         if not all(len(x.type.dims) in (3, 4) for x in (q, keys, v)):
             return None
@@ -131,7 +187,8 @@ class SoftmaxAttentionRule:
         k = b.emit(Permute(keys, order=swap))
         q4, k4, v4 = (_four(x, batch, heads, b) for x in (q, k, v))
         bias = _sum([_four(_wide(a, b), batch, heads, b) for a in scores.addends], b)
-        out = Attention(q4, k4, v4, bias=bias, scale=scores.scale, softcap=scores.softcap)
+        scale, softcap = scores.scale, scores.softcap
+        out = Attention(q4, k4, v4, bias=bias, sinks=sinks, scale=scale, softcap=softcap)
         split = b.emit(HeadsSplit(b.emit(out), heads=_int(heads)))
         return [b.emit(Reshape(split, shape=op.result.type.dims))]
 
@@ -163,13 +220,6 @@ def _softcap(op: Op, b: Builder) -> tuple[Value, float] | None:
     if isinstance(inner, Div) and inner.b == op.b and isinstance(inner.a, Value):
         return inner.a, float(op.b)
     return None
-
-
-def _is_never(item: Any, b: Builder) -> bool:
-    op = b.op_of(item)
-    if isinstance(op, Full):
-        item = op.value
-    return isinstance(item, float | int) and item <= -1e4
 
 
 def _scaled(value: Value, factor: float, b: Builder) -> Value:
