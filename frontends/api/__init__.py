@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elidir.compiled import Compiled
-    from elidir.compiler import compile  # noqa: A004 - torch.compile's name
+    from elidir.compiler import compile
     from elidir.ir import ElidirError
 
 __version__ = "0.1.0"

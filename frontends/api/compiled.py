@@ -13,10 +13,9 @@ from torch.utils import _pytree as pytree
 
 from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
+from elidir.explain import explain_program
 from elidir.frontends.program import Options, Program, build
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
-
-from elidir.explain import explain_program
 
 
 class Compiled:
@@ -73,7 +72,9 @@ class Compiled:
         spec = program.face.out_spec
         return tuple(flat) if spec is None else pytree.tree_unflatten(list(flat), spec)
 
-    def generate(self, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> torch.Tensor:
+    def generate(
+        self, input_ids: Any = None, attention_mask: Any = None, **options: Any
+    ) -> torch.Tensor:
         """Return the prompt and the new tokens, i64[B, T]; arguments as in transformers' `generate`.
 
         Raises `ElidirError` for an argument that is unknown or out of range, before any step.
@@ -163,7 +164,9 @@ def _named(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         raise ElidirError(f"the model takes {len(face.signature)} arguments, not {len(args)}")
     bound = dict(zip(face.signature, args, strict=False)) | dict(kwargs)
     paths, _ = pytree.tree_flatten_with_path(bound)
-    given = {".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): v for path, v in paths}
+    given = {
+        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): v for path, v in paths
+    }
     known = {n for n in face.inputs if n}
     for name, value in given.items():
         if name not in known and not _is_default(value):
@@ -206,7 +209,9 @@ def _paired(program: Program) -> Any:
     """Return an encoder-decoder's forward as generation calls it."""
     params = [p.name for p in program.module["forward"].region.params]
 
-    def forward(ids: Any, valid: Any, decoder_ids: Any, decoder_valid: Any, pos: Any) -> torch.Tensor:
+    def forward(
+        ids: Any, valid: Any, decoder_ids: Any, decoder_valid: Any, pos: Any
+    ) -> torch.Tensor:
         slots = torch.arange(ids.shape[1]).expand(ids.shape)
         known = {"ids": ids, "valid": valid, "pos": slots, "decoder_input_ids": decoder_ids}
         known["decoder_attention_mask"] = decoder_valid.long()
@@ -214,5 +219,3 @@ def _paired(program: Program) -> Any:
         return flat
 
     return forward
-
-

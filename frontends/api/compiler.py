@@ -14,7 +14,7 @@ from elidir.ir import DType, ElidirError, nearest
 from elidir.passes import framed
 
 
-def compile(  # noqa: A001 - torch.compile's name, for the same thing
+def compile(
     model: Any = None,
     *,
     target: str = "cpu",

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from elidir.frontends import signature as sig
 from elidir.frontends.signature import CaptureError, Feed, Role
-from elidir.frontends.tidy import tidy
+from elidir.frontends.tidy import tidy, without_writes
 from elidir.frontends.untouched import is_hugging_face, untouched
 
 
@@ -252,15 +252,20 @@ class _RefusedError(Exception):
     def sentence(self, module: nn.Module, feed: Feed) -> str:
         """The whole refusal, with the remedy."""
         what = type(module).__name__
-        if not is_hugging_face(module) or not feed.names:
+        if is_hugging_face(module) and feed.names and self.is_about_sizes:
             return (
-                f"{what} cannot be exported: {self.reason}; mend the model's code there, "
-                "or compile the part of the model around it"
+                f"{what} cannot be exported for any length: {self.reason}; "
+                "state the batch and length with static=(1, 128), or give example_inputs="
             )
         return (
-            f"{what} cannot be exported for any length: {self.reason}; "
-            "state the batch and length with static=(1, 128), or give example_inputs="
+            f"{what} cannot be exported: {self.reason}; mend the model's code there, "
+            "or compile the part of the model around it"
         )
+
+    @property
+    def is_about_sizes(self) -> bool:
+        """Whether stated sizes would help: data that decide are no matter of sizes."""
+        return "Could not guard on data-dependent" not in str(self.cause)
 
 
 def _in_our_words(line: str) -> str:
@@ -395,13 +400,14 @@ def _narrow(feed: Feed, message: str) -> Feed | None:
 
 def _describe(module: nn.Module, program: ExportedProgram, feed: Feed) -> dict[str, Any]:
     """Every field of a Capture that comes from the exported program."""
+    program = without_writes(program)
     weights = _weights(module, program)
     user_inputs = [s.arg for s in program.graph_signature.input_specs if _is_user(s)]
     fed = _fed(program, feed)
     spec = program.call_spec.out_spec
     kinds = [s.kind for s in program.graph_signature.output_specs]
     ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
-    graph = tidy(program)
+    graph = tidy(program.graph_module)
     nodes = {node.name: node for node in graph.graph.find_nodes(op="placeholder")}
     inputs, symbols = [], {}
     for argument, leaf in zip(user_inputs, fed, strict=True):

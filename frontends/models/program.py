@@ -120,7 +120,10 @@ class Program:
 
 
 def build(
-    model: Any, options: Options, example_inputs: Any = None, storages: Mapping[str, Any] | None = None
+    model: Any,
+    options: Options,
+    example_inputs: Any = None,
+    storages: Mapping[str, Any] | None = None,
 ) -> Program:
     """Compile a model.
 
@@ -147,7 +150,9 @@ def build(
     seconds["passes"] = time.perf_counter() - started
     face = Face(raised.inputs, captured.out_spec, **_asked_of(model, raised.inputs))
     rows, store = tuple(history.rows), WeightStore(sources)
-    return Program(module, result.module, store, face, options, result, rows, captured.remarks, seconds)
+    return Program(
+        module, result.module, store, face, options, result, rows, captured.remarks, seconds
+    )
 
 
 def _name(model: Any) -> str:

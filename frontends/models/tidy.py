@@ -31,11 +31,17 @@ VIEWS = {
 }  # fmt: skip
 
 
-def tidy(program: ExportedProgram) -> GraphModule:
-    """Return the program's graph, flat and functional; the program is used up."""
-    if not _functional(program.graph_module):
-        program = program.run_decompositions({})
-    module = program.graph_module
+def without_writes(program: ExportedProgram) -> ExportedProgram:
+    """Turn in-place ops into functional ones; what was written to inputs becomes more outputs.
+
+    The program is used up: the easy cases are changed in its graph, for the rest torch makes a
+    new one, with a signature of its own.
+    """
+    return program if _functional(program.graph_module) else program.run_decompositions({})
+
+
+def tidy(module: GraphModule) -> GraphModule:
+    """Flatten a program's graph in place, and leave out what computes nothing."""
     _inline(module)
     for node in list(module.graph.nodes):
         _drop_assertion(module.graph, node)

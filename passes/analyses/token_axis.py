@@ -130,7 +130,7 @@ def _step(op: Op, found: TokenAxis, causal: set[Value]) -> None:
     if axes is None:
         found.mixers.append(Mixer(op, False, "it mixes tokens"))
         return
-    found.axis.update({r: axes for r in op.results})
+    found.axis.update(dict.fromkeys(op.results, axes))
 
 
 def _attention(op: Attention, found: TokenAxis, causal: set[Value]) -> Mixer:

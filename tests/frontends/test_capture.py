@@ -306,6 +306,16 @@ def test_bad_input_is_one_sentence(arguments: dict[str, Any], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_data_that_decide_are_no_matter_of_sizes() -> None:
+    options = {"num_local_experts": 2, "num_hidden_layers": 1}
+    model = decoder("mixtral", **options).factory()
+    layer = model.model.layers[0]
+    layer.forward = lambda x, **_: x if x.sum() > 0 else -x
+    with pytest.raises(CaptureError, match=r"cannot be exported: .*data-dependent") as caught:
+        capture(model)
+    assert "static=" not in str(caught.value)
+
+
 def test_sizes_out_of_range_are_refused(mamba: nn.Module) -> None:
     with pytest.raises(CaptureError, match="at least 1"):
         capture(mamba, static=(1, 0))

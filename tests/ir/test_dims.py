@@ -110,3 +110,10 @@ def test_product_of_a_shape() -> None:
     assert ir.product(()) == 1
     assert ir.product((2, B, 3)) == 6 * B
     assert ir.free_symbols(ir.product((B, T, 3))) == {"B", "T"}
+
+
+def test_text_is_of_the_form_that_parsing_gives() -> None:
+    """Sympy leaves max(T, min(1, 2)) here, and makes max(1, T) of it when it rebuilds."""
+    nested = sympy.Max(T, sympy.Min(2, sympy.Max(T, 1)))
+    text = ir.format_dim(nested)
+    assert ir.format_dim(ir.parse_dim(text)) == text

@@ -131,6 +131,8 @@ def test_parts_that_a_rule_does_not_touch_are_shared(module: ir.Module) -> None:
 def test_an_old_unnamed_value_is_not_named_by_what_it_replaces() -> None:
     text = TEXT.replace("%4 =", "%scaled =").replace("return %4", "return %scaled")
     module = parse_module(text)
+    norm = module["forward"].region.ops[2]
+    norm.result.name = ""
     new = rewrite(module, drop_scale)
     assert str(module) == text
     assert "return %3" in str(new)
@@ -305,6 +307,19 @@ def test_a_rule_that_backs_out_leaves_no_trace(module: ir.Module, limit: int | N
     assert "qk" not in str(new)
     expected = str(rewrite(module, drop_scale)) if limit is None else TEXT
     assert str(new) == expected
+
+
+def test_replacements_that_are_backed_out_do_not_count_as_uses(module: ir.Module) -> None:
+    seen: list[int] = []
+
+    def rule(op: Op, b: Builder) -> Values:
+        if isinstance(op, ir.Linear):
+            seen.append(b.uses(op.x))
+            b.replace(b.siblings(op, ir.Linear)[-1].results, [op.x])
+        return None
+
+    assert rewrite(module, rule) is module
+    assert seen == [2, 2]
 
 
 def test_a_derivation_that_was_backed_out_may_be_made_in_another_way(module: ir.Module) -> None:

@@ -147,9 +147,7 @@ def _weight(
     return importer.add_weight(names[placeholder], tensor.detach())
 
 
-def _assemble(
-    capture: Capture, importer: Importer, params: dict[str, Value], name: str
-) -> Module:
+def _assemble(capture: Capture, importer: Importer, params: dict[str, Value], name: str) -> Module:
     (output,) = [n for n in capture.graph.graph.nodes if n.op == "output"]
     results = tuple(importer.value(n) for n in output.args[0])
     region = Region(tuple(params.values()), tuple(importer.ops), results)
@@ -189,7 +187,11 @@ class _Adder:
 
     def __call__(self, name: str, tensor: torch.Tensor) -> Weight:
         for known, held in self.importer.tensors.items():
-            if held.shape == tensor.shape and held.dtype == tensor.dtype and torch.equal(held, tensor):
+            if (
+                held.shape == tensor.shape
+                and held.dtype == tensor.dtype
+                and torch.equal(held, tensor)
+            ):
                 return Weight(known, self.importer.entries[known].type)
         base = name
         while name in self.importer.entries:

@@ -171,7 +171,13 @@ def _cast(m: Importer, n: Node) -> Value:
 
 @aten(
     *(f"{o}.default" for o in ("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze")),
-    *("squeeze.dim", "squeeze.dims", "flatten.using_ints", "unflatten.int", "_reshape_alias.default"),
+    *(
+        "squeeze.dim",
+        "squeeze.dims",
+        "flatten.using_ints",
+        "unflatten.int",
+        "_reshape_alias.default",
+    ),
     "unsqueeze_.default",
 )
 def _reshape(m: Importer, n: Node) -> Value:
@@ -291,7 +297,12 @@ def _gather(m: Importer, n: Node) -> Value | None:
     if str(source.target) == "aten.expand.default":
         source = source.args[0]
     weight = m.weight(source)
-    if weight is None or len(weight.type.dims) != 2 or weight.type.dims[0] != 1 or n.args[1] % 2 != 1:
+    if (
+        weight is None
+        or len(weight.type.dims) != 2
+        or weight.type.dims[0] != 1
+        or n.args[1] % 2 != 1
+    ):
         return None
     row = m.add_weight(f"{weight.name}.row", m.fetch(weight).reshape(-1))
     return m.emit(Embed(m.value(n.args[2]), row))
@@ -350,7 +361,9 @@ def _slice_scatter(m: Importer, n: Node) -> Value | None:
     if m.arg(n, 5, "step", 1) != 1:
         return None
     size = x.type.dims[axis]
-    start, stop = (_bound(m, m.arg(n, i, k), d, size) for i, k, d in ((3, "start", 0), (4, "end", size)))
+    start, stop = (
+        _bound(m, m.arg(n, i, k), d, size) for i, k, d in ((3, "start", 0), (4, "end", size))
+    )
     sides = [_slice(m, x, axis, *side) for side in ((0, start), (stop, size)) if side[0] != side[1]]
     pieces = [part, *sides] if start == 0 else [sides[0], part, *sides[1:]]
     return m.emit(Concat(tuple(pieces), axis=axis % len(x.type.dims))) if sides else part
@@ -405,7 +418,9 @@ def _var(m: Importer, n: Node) -> Value | None:
     return m.emit(Reduce(square, fn="mean", axes=axes, keep=bool(n.kwargs.get("keepdim", False))))
 
 
-@aten(*(f"{o}.dim" for o in ("mean", "any", "all")), "sum.dim_IntList", "amax.default", "amin.default")
+@aten(
+    *(f"{o}.dim" for o in ("mean", "any", "all")), "sum.dim_IntList", "amax.default", "amin.default"
+)
 def _reduce(m: Importer, n: Node) -> Value | None:
     fn = str(n.target).split(".")[1].removeprefix("a") if "am" in str(n.target) else None
     fn = fn or str(n.target).split(".")[1]
@@ -509,7 +524,11 @@ def _contract(m: Importer, terms: list[str], items: list[Any], out: str) -> Valu
     left, labels = m.made[items[0]], terms[0]
     for i, (item, term) in enumerate(zip(items[1:], terms[1:], strict=True), 1):
         kept = out + "".join(terms[i + 1 :])
-        target = out if i == len(items) - 1 else "".join(dict.fromkeys(c for c in labels + term if c in kept))
+        target = (
+            out
+            if i == len(items) - 1
+            else "".join(dict.fromkeys(c for c in labels + term if c in kept))
+        )
         right = m.made[item]
         if isinstance(right, Weight) and isinstance(left, Value):
             left = linear_einsum(m, left, labels, right, term, target)

@@ -64,7 +64,9 @@ def _unrepeated(x: Value, b: Builder) -> Value | None:
 
 def _same_but(a: Value, b: Value, axis: int) -> bool:
     x, y = a.type.dims, b.type.dims
-    return len(x) == len(y) and all(i == axis or p == q for i, (p, q) in enumerate(zip(x, y, strict=True)))
+    return len(x) == len(y) and all(
+        i == axis or p == q for i, (p, q) in enumerate(zip(x, y, strict=True))
+    )
 
 
 def heads_rule(op: Op, b: Builder) -> Replaced:

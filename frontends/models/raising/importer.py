@@ -48,6 +48,7 @@ DTYPES = {
     torch.complex64: DType.C64,
 }
 
+
 class RaiseError(ElidirError):
     """A captured graph is beyond what the IR can say."""
 
@@ -226,8 +227,10 @@ class Importer:
     def _is_transpose(self, node: Node, weight: Weight) -> bool:
         shape = node.meta["val"].shape if isinstance(node.meta["val"], torch.Tensor) else ()
         name = str(node.target).split(".")[1]
-        return name in ("t", "numpy_T", "transpose", "permute") and len(weight.type.dims) == 2 and (
-            tuple(shape) == weight.type.dims[::-1] and self._swaps(node)
+        return (
+            name in ("t", "numpy_T", "transpose", "permute")
+            and len(weight.type.dims) == 2
+            and (tuple(shape) == weight.type.dims[::-1] and self._swaps(node))
         )
 
     def _swaps(self, node: Node) -> bool:
@@ -280,6 +283,9 @@ def _is_random(node: Node) -> bool:
 
 
 def _same_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and (
-        a.dtype == b.dtype
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and (a.dtype == b.dtype)
     )

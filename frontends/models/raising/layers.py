@@ -93,7 +93,10 @@ class _Outliner:
         region = self.module["forward"].region
         home = {o: i for i, s in enumerate(self.layers) for o in s.ops if any(o.operands())}
         escaping = self._escaping(region, home)
-        last = {i: max(k for k, o in enumerate(region.ops) if home.get(o) == i) for i in set(home.values())}
+        last = {
+            i: max(k for k, o in enumerate(region.ops) if home.get(o) == i)
+            for i in set(home.values())
+        }
         ops: list[Op] = []
         mapped: dict[Value, Value] = {p: p for p in region.params}
         waiting = dict(enumerate(self.layers))

@@ -57,7 +57,11 @@ class PositionRule:
             return False
         batch, length = pos.type.dims
         dims = table.type.dims
-        if len(dims) not in (2, 3) or dims[-2] != length or any(d not in (1, batch) for d in dims[:-2]):
+        if (
+            len(dims) not in (2, 3)
+            or dims[-2] != length
+            or any(d not in (1, batch) for d in dims[:-2])
+        ):
             return False
         ops = backward([table], b.op_of, set())
         reads = {v for o in ops for v in o.operands()}

@@ -98,7 +98,9 @@ class Probe:
         region = Region(params, ops, tuple(wanted))
         module = Module("probe", {}, self.symbols, self.entries)
         store = WeightStore({n: self.tensors[n] for n in self.tensors})
-        return list(lower(Function("probe", region), module, store, ("reference",))(*inputs.values()))
+        return list(
+            lower(Function("probe", region), module, store, ("reference",))(*inputs.values())
+        )
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was found for this key before, or find it."""

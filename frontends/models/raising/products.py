@@ -15,7 +15,9 @@ def linear_einsum(
     cols = [c for c in right if c not in left]
     if not rows or set(out) != {*rows, *cols}:
         return None
-    size = dict(zip(left, x.type.dims, strict=True)) | dict(zip(right, weight.type.dims, strict=True))
+    size = dict(zip(left, x.type.dims, strict=True)) | dict(
+        zip(right, weight.type.dims, strict=True)
+    )
     arranged = _arranged_weight(m, weight, right, cols, shared)
     flat = _arrange(m, x, left, [*rows, *shared], (*(size[c] for c in rows), _total(size, shared)))
     y = m.emit(Linear(flat, arranged))
@@ -47,8 +49,12 @@ def matrix_einsum(m: Importer, a: Value, b: Value, left: str, right: str, out: s
         return None
     size = dict(zip(left, a.type.dims, strict=True)) | dict(zip(right, b.type.dims, strict=True))
     lead = tuple(size[c] for c in batch)
-    x = _arrange(m, a, left, [*batch, *rows, *inner], (*lead, _total(size, rows), _total(size, inner)))
-    y = _arrange(m, b, right, [*batch, *inner, *cols], (*lead, _total(size, inner), _total(size, cols)))
+    x = _arrange(
+        m, a, left, [*batch, *rows, *inner], (*lead, _total(size, rows), _total(size, inner))
+    )
+    y = _arrange(
+        m, b, right, [*batch, *inner, *cols], (*lead, _total(size, inner), _total(size, cols))
+    )
     z = m.emit(MatMul(x, y))
     z = m.emit(Reshape(z, shape=tuple(size[c] for c in (*batch, *rows, *cols))))
     return _permuted(m, z, [*batch, *rows, *cols], out)

@@ -101,7 +101,12 @@ class RopeRule:
             return None
         op_of = lambda v: op if v in op.results else b.op_of(v)  # noqa: E731
         dims = op.result.type.dims
-        if len(dims) != 4 or not isinstance(dims[3], int) or isinstance(op, Reshape) and not _folds(op):
+        if (
+            len(dims) != 4
+            or not isinstance(dims[3], int)
+            or (isinstance(op, Reshape)
+            and not _folds(op))
+        ):
             return None
         for x, ops in self.probe.cuts(op.result, op_of, _passes):
             lo = _first_channel(x, op.result, ops)
@@ -112,7 +117,11 @@ class RopeRule:
             found = self._find(x, op, op_of, lo)
             if found is None:
                 return None
-            part = x if x.type == op.result.type else b.emit(Slice(x, axis=3, start=lo, stop=lo + dims[3]))
+            part = (
+                x
+                if x.type == op.result.type
+                else b.emit(Slice(x, axis=3, start=lo, stop=lo + dims[3]))
+            )
             return [self._emit(part, found, b)]
         return None
 
@@ -153,7 +162,9 @@ class RopeRule:
         for layout in RopeLayout:
             read = _read_tables(run, layout, inputs)
             if read is not None:
-                return self._source(read, layout, axis, run, inputs, backward([op.result], op_of, {x}))
+                return self._source(
+                    read, layout, axis, run, inputs, backward([op.result], op_of, {x})
+                )
         return None
 
     def _token_axis(self, x: Value) -> int | None:
@@ -186,7 +197,9 @@ class RopeRule:
     def _frequencies(self, ops: list[Op], half: int) -> list[tuple[str, torch.Tensor]]:
         names = dict.fromkeys(w.name for o in ops for w in o.weights())
         tensors = ((n, self.probe.tensors[n].flatten()) for n in names if n in self.probe.tensors)
-        found = [(n, t) for n, t in tensors if t.is_floating_point() and t.numel() in (half, 2 * half)]
+        found = [
+            (n, t) for n, t in tensors if t.is_floating_point() and t.numel() in (half, 2 * half)
+        ]
         return [(n, t[:half]) for n, t in found] + [(n, t[::2]) for n, t in found if len(t) > half]
 
     def _tables(self, layout: RopeLayout, axis: int, run: _Runner, half: int) -> Rotation | None:
@@ -198,7 +211,9 @@ class RopeRule:
         read = _read_tables(run, layout, torch.arange(bound).expand(1, -1), check=False)
         if read is None:
             return None
-        cos, sin = (self.add_weight(n, t.contiguous()) for n, t in zip(("cos", "sin"), read, strict=True))
+        cos, sin = (
+            self.add_weight(n, t.contiguous()) for n, t in zip(("cos", "sin"), read, strict=True)
+        )
         return Rotation(layout, axis, None, 1.0, (cos, sin))
 
 
@@ -208,8 +223,10 @@ _COMPLEX = ("aten.view_as_complex.default", "aten.view_as_real.default")
 def _passes(op: Op) -> bool:
     if isinstance(op, Opaque):
         return op.target in _COMPLEX
-    return isinstance(op, _THROUGH) or (isinstance(op, Unary) and op.fn == "neg") or (
-        isinstance(op, Div) and not isinstance(op.b, Value)
+    return (
+        isinstance(op, _THROUGH)
+        or (isinstance(op, Unary) and op.fn == "neg")
+        or (isinstance(op, Div) and not isinstance(op.b, Value))
     )
 
 

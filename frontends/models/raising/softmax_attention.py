@@ -141,7 +141,12 @@ class SoftmaxAttentionRule:
             return self._masked(op, b)
         if isinstance(op, Maximum) and isinstance(op.a, Value) and self._is_never(op.b, b):
             return op.a, 1.0, None, None
-        if isinstance(op, Mul) and index(op.b) and isinstance(op.a, Value) and self._is_binary(op.b, b):
+        if (
+            isinstance(op, Mul)
+            and index(op.b)
+            and isinstance(op.a, Value)
+            and self._is_binary(op.b, b)
+        ):
             never = b.emit(Where(b.emit(Compare(op.b, 0, fn="ne")), self._zero(b), NEVER))
             return op.a, 1.0, never, None
         return None
