@@ -68,9 +68,7 @@ class Compiled:
         """Run the model: its own arguments, and its own kind of output."""
         program = self._program or self._build((args, kwargs) if kwargs else args)
         given = _named(program, args, kwargs)
-        flat = program.forward(*_inputs(program, given))
-        spec = program.face.out_spec
-        return tuple(flat) if spec is None else pytree.tree_unflatten(list(flat), spec)
+        return program.face.output(program.forward(*_inputs(program, given)))
 
     def generate(
         self, input_ids: Any = None, attention_mask: Any = None, **options: Any

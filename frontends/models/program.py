@@ -6,7 +6,8 @@ A `Program` is all that compiling yields. It is data and executables; the face t
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +16,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elidir.backends import Executable, WeightStore, lower
-from elidir.frontends.capture import capture
-from elidir.frontends.raising import raise_capture
-from elidir.frontends.sources import weight_sources
 from elidir.ir import DType, Embed, Module
 from elidir.passes import History, PipelineResult, Verify, framed
 
@@ -51,17 +49,23 @@ class Face:
 
     Args:
         inputs: for each parameter of `@forward` the model's own input, "" for one it takes for granted.
-        out_spec: rebuilds the model's output from flat ones; None gives a tuple.
+        out_spec: rebuilds the model's output from flat ones, or finds what does when it is first
+            needed; None gives a tuple.
         counts_valid: whether positions that the caller leaves out count valid tokens, not slots.
         defaults: generation options of the model.
         signature: the model's own arguments in order.
     """
 
     inputs: tuple[str, ...]
-    out_spec: pytree.TreeSpec | None
+    out_spec: pytree.TreeSpec | Callable[[], pytree.TreeSpec] | None
     counts_valid: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signature: tuple[str, ...] = ()
+
+    def output(self, flat: Sequence[Any]) -> Any:
+        """Return the model's own kind of output."""
+        spec = self.out_spec() if callable(self.out_spec) else self.out_spec
+        return tuple(flat) if spec is None else pytree.tree_unflatten(list(flat), spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ class Program:
     face: Face
     options: Options
     result: PipelineResult
-    history: tuple[tuple[str, Module], ...]
+    history: Sequence[tuple[str, Module]]
     remarks: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -92,7 +96,8 @@ class Program:
         started = time.perf_counter()
         function = self.module[name]
         options = self.options
-        made = lower(function, self.module, self.store, options.backends, options.dtype)
+        with _one_thread():
+            made = lower(function, self.module, self.store, options.backends, options.dtype)
         self.seconds[f"lower @{name}"] = time.perf_counter() - started
         return made
 
@@ -119,6 +124,20 @@ class Program:
         return None if ids is None else ids.type.dims[1]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Prepare weights on one thread: in so many small steps, several mostly wait for each other.
+
+    On two busy cores SmolLM2 takes 13 s of processor time on two threads, and 1.2 s on one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def build(
     model: Any,
     options: Options,
@@ -133,6 +152,10 @@ def build(
         example_inputs: inputs of one usual call; models of transformers need none.
         storages: by parameter name, weights in the format they were stored in.
     """
+    from elidir.frontends.capture import capture
+    from elidir.frontends.raising import raise_capture
+    from elidir.frontends.sources import weight_sources
+
     pipeline = framed(options.pipeline)
     started = time.perf_counter()
     captured = capture(model, example_inputs, dynamic=options.dynamic, static=options.static)

@@ -7,13 +7,16 @@ says so. Any other weight is the model's own tensor, by reference.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from elidir.backends import Source, TensorSource, content_hash
 from elidir.frontends.gguf import Storage, dequantize
-from elidir.frontends.raising import Raised
 from elidir.ir import Entry
+
+if TYPE_CHECKING:
+    from elidir.frontends.raising import Raised
 
 PLAIN = frozenset({"f64", "f32", "f16", "bf16"})
 
@@ -40,7 +43,7 @@ class StoredSource:
 
 
 def weight_sources(
-    raised: Raised, storages: Mapping[str, Storage]
+    raised: "Raised", storages: Mapping[str, Storage]
 ) -> tuple[dict[str, Source], dict[str, Entry]]:
     """Return the source of each stored weight, and the table of weights with formats and hashes."""
     sources: dict[str, Source] = {}

@@ -8,7 +8,6 @@ neighbours lies a segment; a layer is a segment that mixes tokens, with those af
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 
 from elidir.ir import (
     Add,
@@ -111,6 +110,8 @@ def _join(group: Sequence[Segment]) -> Segment:
 
 
 def _dominators(region: Region, source: Value) -> list[Value]:
+    import networkx as nx  # half a second, which a compiled model's second run does without
+
     graph = nx.DiGraph()
     graph.add_node(source)
     for op in region.ops:

@@ -229,6 +229,30 @@ def test_writes_become_values() -> None:
     assert not [n for n in graph.graph.graph.nodes if "wrap_with" in str(n.target)]
 
 
+class Counts(nn.Module):
+    """Keeps a count of its calls in a buffer, and writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x.mul_(2) + self.calls
+
+
+def test_what_a_model_keeps_between_calls_is_left_out() -> None:
+    model = Counts()
+    example = torch.ones(2, 5, 4)
+    graph = capture(model, (example,))
+    x = torch.ones(3, 4, 4)
+    for _ in range(2):
+        assert torch.equal(rebuild(graph, run(graph, {"x": x})), torch.full_like(x, 3))
+    assert torch.equal(x, torch.ones(3, 4, 4))
+    assert torch.equal(example, torch.ones(2, 5, 4))
+    assert model.calls == 0
+
+
 def test_examples_of_size_one_stay_dynamic() -> None:
     graph = capture(lambda ids: ids * 2, (torch.ones(1, 1, dtype=torch.long),))
     assert {s.name for s in graph.symbols.values()} == {"B", "T"}

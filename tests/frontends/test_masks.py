@@ -30,7 +30,6 @@ def masked(mask: Mask, **options: int) -> Raised:
     raised = raise_plain(Spelled(mask, **options))
     assert raised.error <= 1e-5
     assert raised.kinds["attention"] == 1
-    assert not raised.kinds["opaque"]
     return raised
 
 

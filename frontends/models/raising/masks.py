@@ -16,12 +16,14 @@ from elidir.ir import (
     AlibiBias,
     Attention,
     Builder,
+    Iota,
     MaskAnd,
     MaskCausal,
     MaskDense,
     MaskValid,
     MaskWindow,
     Op,
+    Reshape,
     Tensor,
     Value,
     Weight,
@@ -62,13 +64,14 @@ class MaskRule:
         """Raise the mask and the bias of an attention."""
         if not isinstance(op, Attention) or op.k.type.dims[2] != op.q.type.dims[2]:
             return None
-        mask, changed = self._mask(op.mask, b)
+        own = self._positions(op, b)
+        mask, changed = self._mask(op.mask, own, b)
         bias = op.bias
         if bias is not None and self.probe.is_index(bias, b.op_of):
-            found = self._bias(bias, b)
+            found = self._bias(bias, b) if own is self.probe.positions else None
             if found is not None:
                 predicate, bias = found
-                more = self._emit(predicate, b)
+                more = self._emit(predicate, own, b)
                 mask = more if mask is None else self._both(mask, more, b)
                 changed = True
         return [b.emit(op.clone(mask=mask, bias=bias, loc=""))] if changed else None
@@ -76,14 +79,25 @@ class MaskRule:
     def _both(self, mask: Value, more: Value | None, b: Builder) -> Value:
         return mask if more is None else b.emit(MaskAnd(mask, more))
 
-    def _mask(self, mask: Value | None, b: Builder) -> tuple[Value | None, bool]:
+    def _positions(self, op: Attention, b: Builder) -> Value:
+        """Return the positions of the tokens that attend: the program's, or slots of another stream."""
+        pos, length = self.probe.positions, op.q.type.dims[2]
+        if pos is not None and pos.type.dims[1] == length:
+            return pos
+        return b.emit(Reshape(b.emit(Iota(length)), shape=(1, length)))
+
+    def _mask(
+        self, mask: Value | None, own: Value, b: Builder
+    ) -> tuple[Value | None, bool]:
         dense = b.op_of(mask)
         if isinstance(dense, MaskCausal):
             return self._iota_causal(dense, b)
         if not isinstance(dense, MaskDense) or not self.probe.is_index(dense.x, b.op_of):
             return mask, False
         predicate = self._classify(dense.x, b)
-        return (mask, False) if predicate is None else (self._emit(predicate, b), True)
+        if predicate is None or (predicate.valid and own is not self.probe.positions):
+            return mask, False
+        return self._emit(predicate, own, b), True
 
     def _iota_causal(self, op: MaskCausal, b: Builder) -> tuple[Value, bool]:
         """`is_causal` was imported over slots; the program's own positions say the same."""
@@ -162,12 +176,12 @@ class MaskRule:
 
     # -- building
 
-    def _emit(self, predicate: Predicate, b: Builder) -> Value | None:
+    def _emit(self, predicate: Predicate, pos: Value, b: Builder) -> Value | None:
         """Return the mask ops of a predicate; None if every query sees every key."""
-        pos, valid, terms = self.probe.positions, self.probe.valid, []
-        if predicate.causal and pos is not None:
+        valid, terms = self.probe.valid, []
+        if predicate.causal:
             terms.append(b.emit(MaskCausal(pos, pos)))
-        if pos is not None and (predicate.before, predicate.after) != (None, None):
+        if (predicate.before, predicate.after) != (None, None):
             before = 2**31 if predicate.before is None else predicate.before
             after = 2**31 if predicate.after is None else predicate.after
             after = 0 if predicate.causal else after
@@ -219,8 +233,8 @@ def _slopes(values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor | None:
     """Return slopes f32[H] if values = slope * key + (a number for each query), else None."""
     size = pairs.shape[-1]
     values = values.expand(pairs.shape[0], -1, size, size).float()
-    row = values[0, :, -1, :]
-    slopes = row[:, 1] - row[:, 0] if bool(pairs[0, -1, :2].all()) else row[:, -1] - row[:, -2]
+    row, near = values[0, :, -1, :], pairs[0, -1].nonzero().flatten()
+    slopes = (row[:, near[-1]] - row[:, near[0]]) / (near[-1] - near[0]).clamp(min=1)
     keys = torch.arange(size, dtype=torch.float32)
     rest = torch.where(pairs[:, None], values - slopes[None, :, None, None] * keys, torch.nan)
     spread = rest.nan_to_num(-torch.inf).amax(-1) - rest.nan_to_num(torch.inf).amin(-1)

@@ -260,6 +260,8 @@ def _four(value: Value, batch: Dim, heads: Dim, b: Builder) -> Value:
     lead = (batch, heads) if dims[0] != 1 else (1, 1)
     if dims[0] == batch and heads != 1:
         lead = (batch, 1)
+    if dims[0] == heads:  # [H, T, T], the same in each row of the batch
+        lead = (1, heads)
     return b.emit(Reshape(value, shape=(*lead, *dims[-2:])))
 
 
