@@ -21,6 +21,7 @@ from elidir.backends.protocol import (
     sizes_of,
     symbolic_dims,
 )
+from elidir.backends.reference import decode_args, encode_args
 from elidir.backends.weights import (
     Source,
     TensorSource,
@@ -53,6 +54,8 @@ __all__ = [
     "backend_names",
     "content_hash",
     "content_hashes",
+    "decode_args",
+    "encode_args",
     "ir_dtype",
     "lower",
     "retype",

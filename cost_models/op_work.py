@@ -48,7 +48,6 @@ from elidir.ir import (
     Permute,
     Pow,
     Reduce,
-    RelativeBias,
     Reshape,
     RmsNorm,
     Rope,
@@ -266,9 +265,9 @@ def rope(op: Rope, s: Sizes) -> Work:
     return s.traffic(op) + s.vector(3 * rotated, op.x)
 
 
-@work(AlibiBias, RelativeBias)
-def bias(op: AlibiBias | RelativeBias, s: Sizes) -> Work:
-    """Two flops an element: a distance, and its product or its place in the table."""
+@work(AlibiBias)
+def bias(op: AlibiBias, s: Sizes) -> Work:
+    """Two flops an element: the key's position times the slope, and its cast."""
     return s.traffic(op) + s.vector(2 * _count(op.result), op.result)
 
 

@@ -1,7 +1,7 @@
 """incrementalize: from a stateless causal `@forward`, derive `@step` with an explicit KV cache.
 
-Here is when that is legal and what it adds to the module; `passes/step.py` builds the function. Passes
-that drop work rewrite `@step`; `@forward` stays as it was.
+Here is when that is legal and what it adds to the module; `passes/step.py` builds the function.
+Passes that drop work rewrite `@step`; `@forward` stays as it was.
 """
 
 from dataclasses import dataclass, replace
@@ -19,11 +19,11 @@ PARAMETERS = ("ids", "valid", "pos")
 @register
 @dataclass(frozen=True)
 class Incrementalize(Pass):
-    """Derive `@step` over N new and S cached tokens; prefill, decode and verification are its cases.
+    """Derive `@step` over N new and S cached tokens: prefill, decode, verification of drafts.
 
-    Legal where the token axis is mixed by causal attention alone. Each attention gets a cache, masks
-    become the caller's `%mask` over key slots (causal, valid, and in trees ancestry), windows and
-    biases read the positions of the slots (`%kpos`), and logits are computed for `%rows` only.
+    Legal where the token axis is mixed by causal attention alone. Each attention gets a cache,
+    masks become the caller's `%mask` over key slots (causal, valid, and in trees ancestry), windows
+    and biases read the positions of the slots (`%kpos`), and logits are computed for `%rows` only.
 
     Before: `func @forward(%ids, %valid, %pos)`, `attention %q, %k, %v, mask=%m`.
     After: also `func @step(%ids, %pos, %kpos, %mask, %kv.0, .., %rows)`, with

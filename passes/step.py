@@ -4,7 +4,7 @@ This is the only place that knows how one becomes the other. Whether it may is d
 `incrementalize.py`; nothing here checks legality.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ class _Step:
                 ops.append(handled)
                 return handled.results
             return [handled.value]
-        new = _shorten(op, self.length).clone(mapped.__getitem__)
+        new = op.clone(mapped.__getitem__, **_shortened(op, self.length))
         ops.append(new)
         return new.results
 
@@ -196,22 +196,10 @@ def _attention(
     return new.results[0]
 
 
-def _shorten(op: Op, length: Dim) -> Op:
-    """Return the op with N for the length of the sequence in its attributes, operands as they are."""
+def _shortened(op: Op, length: Dim) -> dict[str, Any]:
+    """Return the attributes that change when N takes the place of the length of the sequence."""
     changes = {k: _with_new(v, length) for k, v in op.attributes().items()}
-    changes = {k: v for k, v in changes.items() if v != op.attributes()[k]}
-    return _Unchecked(op, changes) if changes else op  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Unchecked:
-    """An op whose attributes fit only its new operands."""
-
-    op: Op
-    changes: dict[str, Any]
-
-    def clone(self, value: Callable[[Value], Value]) -> Op:
-        return self.op.clone(value, **self.changes)
+    return {k: v for k, v in changes.items() if v != op.attributes()[k]}
 
 
 def _with_new(item: Any, length: Dim) -> Any:
@@ -227,7 +215,7 @@ _WITH_NUMBER = (Add, Mul, Div)
 
 
 def _take_rows(ops: list[Op], logits: Value, rows: Value) -> Value:
-    """Select the wanted rows as early as the ops behind the logits allow, and compute only those."""
+    """Select the wanted rows as early as the ops behind the logits allow; compute only those."""
     made = {r: o for o in ops for r in o.results}
     uses = count_uses(Region((), tuple(ops), (logits,)))
     chain: list[Op] = []

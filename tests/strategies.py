@@ -290,7 +290,6 @@ MAKERS |= {
     "heads.merge": lambda g: g.add(ir.HeadsMerge(g.heads())),
     "rope.table": lambda g: g.add(ir.RopeTable(g.pos, g.weight(2), dtype=DType.BF16)),
     "bias.alibi": lambda g: g.add(ir.AlibiBias(g.pos, g.weight(HEADS))),
-    "bias.relative": lambda g: g.add(ir.RelativeBias(g.pos, g.pos, g.weight(5, HEADS), 2)),
     "compare": lambda g: g.add(ir.Compare(*g.pair(), fn=g.rng.choice(["lt", "xor"]))),
     "unary": lambda g: g.add(ir.Unary(g.hidden(), g.rng.choice(["gelu", "not", "exp"]))),
     "cast": lambda g: g.add(ir.Cast(g.hidden(), g.rng.choice(list(DType)))),

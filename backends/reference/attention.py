@@ -15,7 +15,7 @@ from elidir.backends.protocol import Kernel
 from elidir.backends.reference.reduce import wide
 from elidir.backends.reference.registry import kernel
 from elidir.backends.weights import Weights
-from elidir.ir import AlibiBias, Attention, RelativeBias, Rope, RopeLayout, RopeTable
+from elidir.ir import AlibiBias, Attention, Rope, RopeLayout, RopeTable
 
 # ---- rotary embedding
 
@@ -70,19 +70,6 @@ def alibi(op: AlibiBias, weights: Weights) -> Kernel:
     slopes, dtype = weights.load(op.slopes), torch_dtype(op.dtype)
     slopes = slopes.to(wide(slopes.dtype))[:, None, None]
     return lambda keys: (slopes * keys.to(slopes.dtype)[:, None, None, :]).to(dtype)
-
-
-@kernel(RelativeBias)
-def relative(op: RelativeBias, weights: Weights) -> Kernel:
-    """The row of a table for each distance."""
-    table, center = weights.load(op.table), op.center
-    last = table.shape[0] - 1
-
-    def run(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        distance = keys[:, None, :] - queries[:, :, None] + center
-        return table[distance.clamp(0, last)].permute(0, 3, 1, 2)
-
-    return run
 
 
 # ---- attention

@@ -187,7 +187,9 @@ def _loop(
     logits = _prefill(decoder, prompt, options.prefill_chunk_size)
     for end in range(start, start + new):
         scores = ending.hold_back(_scores(logits), end - start)
-        tokens = ending.pad(choose(scores, out[:, :end]))
+        forced = _forced(options, end, start + new)
+        chosen = choose(scores, out[:, :end]) if forced is None else torch.full((batch,), forced)
+        tokens = ending.pad(chosen)
         out[:, end] = tokens
         _put(streamer, tokens)
         if ending.check(tokens, out[:, start : end + 1]) or end == start + new - 1:
@@ -196,6 +198,13 @@ def _loop(
     if streamer is not None:
         streamer.end()
     return out[:, : end + 1].clone()
+
+
+def _forced(options: GenerationOptions, at: int, length: int) -> int | None:
+    """Return the token that stands at an index whatever the scores, or None."""
+    if at == length - 1 and options.forced_eos_token_id is not None:
+        return options.forced_eos_token_id
+    return options.forced_bos_token_id if at == 1 else None
 
 
 def _prefill(decoder: Decoder, prompt: Prompt, chunk: int | None) -> Tensor:

@@ -33,6 +33,8 @@ class GenerationOptions:
         pad_token_id: fills rows that have ended; None takes the first end-of-sequence token.
         stop_strings: a row ends when its new text has one of these; needs `tokenizer=`.
         decoder_start_token_id: an encoder-decoder's first token.
+        forced_bos_token_id: the token after the first one, whatever its score (BART, mBART).
+        forced_eos_token_id: the token at the end of a full length, whatever its score.
         use_cache: whether a KV cache may be used.
         prefill_chunk_size: feed the prompt in chunks of so many tokens, which bounds memory.
     """
@@ -50,11 +52,14 @@ class GenerationOptions:
     pad_token_id: int | None = None
     stop_strings: tuple[str, ...] = ()
     decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     use_cache: bool = True
     prefill_chunk_size: int | None = None
 
 
-_SPECIAL = {"decoder_start_token_id", "eos_token_id", "pad_token_id"}
+_FORCED = {"forced_bos_token_id", "forced_eos_token_id"}
+_SPECIAL = {"decoder_start_token_id", "eos_token_id", "pad_token_id", *_FORCED}
 _NAMES = tuple(f.name for f in dataclasses.fields(GenerationOptions))
 _ARGUMENTS = (*_NAMES, "attention_mask", "input_ids", "streamer", "tokenizer")
 
@@ -164,6 +169,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "pad_token_id": _whole(0),
     "stop_strings": _strings,
     "decoder_start_token_id": _whole(0),
+    "forced_bos_token_id": _whole(0),
+    "forced_eos_token_id": _whole(0),
     "use_cache": _flag,
     "prefill_chunk_size": _whole(1),
 }

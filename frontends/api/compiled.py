@@ -1,9 +1,10 @@
-"""What `elidir.compile` gives back: a model that is called and that generates as before, and says why.
+"""What `elidir.compile` gives back: a model that is called and generates as before, and says why.
 
-Nothing is captured here before it must be: a module that needs example inputs is captured at its first
-call. What a call does is in `elidir.frontends.program`; this file is the user's view of it.
+Nothing is captured here before it must be: a module that needs example inputs is captured at its
+first call. What compiling yields is `elidir.frontends.Program`; this file is the user's view of it.
 """
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,16 +15,17 @@ from torch.utils import _pytree as pytree
 from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
 from elidir.explain import explain_program
-from elidir.frontends.program import Options, Program, build
+from elidir.frontends import Options, Program, build, is_hugging_face
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
 
 
 class Compiled:
     """A compiled model.
 
-    Call it as the model; `generate` takes transformers' arguments. `report` predicts its cost on any
-    target, `explain` says what each pass did or why it did not, `ir` is the program's text, `history`
-    the text after each pass, `stats` seconds and bytes.
+    Call it as the model; `generate` takes transformers' arguments. `report` predicts its cost on
+    any target, `explain` says what each pass did or why it did not, `ir` is the program's text,
+    `history` the text after each pass, `stats` seconds and bytes; `tokenizer` is that of a named
+    model.
     """
 
     def __init__(
@@ -33,15 +35,17 @@ class Compiled:
         self._storages = storages
         self._program: Program | None = None
         self._lock = threading.Lock()
+        self.tokenizer: Any = None
         if example_inputs is not None or _is_hugging_face(model):
             self._build(example_inputs)
 
     @classmethod
-    def of(cls, program: Program) -> "Compiled":
-        """Return the face of a program that exists already."""
+    def of(cls, program: Program, tokenizer: Any = None) -> "Compiled":
+        """Return the face of a program that exists already, with its tokenizer if it has one."""
         made = cls.__new__(cls)
         made._model, made._options, made._storages = None, program.options, None
         made._program, made._lock = program, threading.Lock()
+        made.tokenizer = tokenizer
         return made
 
     def _build(self, example_inputs: Any) -> Program:
@@ -66,14 +70,14 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: its own arguments, and its own kind of output."""
-        program = self._program or self._build((args, kwargs) if kwargs else args)
+        program = self._program or self._build(_example(self._model, args, kwargs))
         given = _named(program, args, kwargs)
         return program.face.output(program.forward(*_inputs(program, given)))
 
     def generate(
         self, input_ids: Any = None, attention_mask: Any = None, **options: Any
     ) -> torch.Tensor:
-        """Return the prompt and the new tokens, i64[B, T]; arguments as in transformers' `generate`.
+        """Return prompt and new tokens, i64[B, T]; arguments as in transformers' `generate`.
 
         Raises `ElidirError` for an argument that is unknown or out of range, before any step.
         """
@@ -93,15 +97,16 @@ class Compiled:
             return encoder_decoder(_paired(program), **limits)
         if names != ["ids", "valid", "pos"]:
             raise ElidirError(
-                f"the model reads {', '.join(names)}, not token ids alone, so it cannot generate; call it"
+                f"the model reads {', '.join(names)}, not token ids alone, so it cannot generate; "
+                "call it"
             )
-        return decoder_only(program.step, lambda *inputs: program.forward(*inputs), **limits)
+        return decoder_only(program.step, _whole(program), **limits)
 
     # -- looking
 
     @property
     def ir(self) -> str:
-        """The text of the program, runs of layers folded; `str(compiled.program.module)` is the full."""
+        """The program's text, runs of layers folded; the full is `str(compiled.program.module)`."""
         return fold_module(self.program.module)
 
     @property
@@ -142,8 +147,6 @@ class Compiled:
 
 
 def _is_hugging_face(model: Any) -> bool:
-    from elidir.frontends.untouched import is_hugging_face
-
     return isinstance(model, torch.nn.Module) and is_hugging_face(model)
 
 
@@ -201,6 +204,35 @@ def _left_out(param: str, name: str, found: Mapping[str, Any], program: Program)
     if program.face.counts_valid:
         return (found["valid"].long().cumsum(-1) - 1).clamp(min=0)
     return torch.arange(ids.shape[1]).expand(ids.shape)
+
+
+def _example(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the inputs of a first call as example inputs: a tuple, or a dict where some are named."""
+    if not kwargs:
+        return args
+    call = model.forward if isinstance(model, torch.nn.Module) else model
+    return dict(inspect.signature(call).bind(*args, **kwargs).arguments)
+
+
+def _whole(program: Program) -> Any:
+    """Return `@forward` as generation calls it, whatever sizes it was captured with.
+
+    A program of fixed sizes is run row by row on a sequence that is padded behind: no token sees what
+    comes after it, so its logits are those of the sequence alone.
+    """
+    batch, length = program.module["forward"].region.params[0].type.dims
+    if not isinstance(length, int):
+        return lambda *inputs: program.forward(*inputs)
+
+    def forward(ids: torch.Tensor, valid: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+        missing = length - ids.shape[1]
+        padded = [torch.nn.functional.pad(x, (0, missing)) for x in (ids, valid, pos)]
+        padded[1][:, ids.shape[1] :] = True
+        step = batch if isinstance(batch, int) else ids.shape[0]
+        parts = [program.forward(*(x[i : i + step] for x in padded))[0] for i in range(0, len(ids), step)]
+        return torch.cat(parts)[:, : ids.shape[1]]
+
+    return forward
 
 
 def _paired(program: Program) -> Any:

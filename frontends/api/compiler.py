@@ -1,4 +1,8 @@
-"""`elidir.compile`: a function and a decorator, on a module, a module class, a function or a name."""
+"""`elidir.compile`: a function and a decorator, on a module, a module class, a function or a name.
+
+Options are checked here, before any long work; what compiling does is `elidir.frontends.build`, and
+what it gives back is in `compiled.py`.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,7 +13,7 @@ import torch
 from elidir.backends import backend_names, ir_dtype
 from elidir.compiled import Compiled
 from elidir.cost_models import load_target
-from elidir.frontends.program import Options
+from elidir.frontends import Options
 from elidir.ir import DType, ElidirError, nearest
 from elidir.passes import framed
 
@@ -29,8 +33,8 @@ def compile(
     """Compile a model; it is given back as it was.
 
     Args:
-        model: an `nn.Module`, a Module class, a function of tensors, or the name of a model (`smollm2`,
-            a Hugging Face folder, a GGUF file). Without it, a decorator.
+        model: an `nn.Module`, a Module class, a function of tensors, or the name of a model
+            (`smollm2`, a Hugging Face folder, a GGUF file). Without it, a decorator.
         target: what plans and costs are for: a name of `elidir targets`, or a YAML file.
         pipeline: passes as text, a YAML file or objects; `lossless` keeps the model's outputs.
         backend: what runs: a name of `elidir backends`, or several in order of preference.

@@ -1,8 +1,12 @@
-"""The text of `Compiled.explain()`: what was found, what each pass did, what runs where."""
+"""The text of `Compiled.explain()`: what was found, what each pass did, what runs where.
+
+Each line says one thing: a remark of capture or of a pass, or a backend and the ops that it runs.
+Nothing is decided here, and nothing is run.
+"""
 
 from collections import Counter
 
-from elidir.frontends.program import Program
+from elidir.frontends import Program
 from elidir.ir import KV, Attention, Linear, Module, Opaque
 from elidir.passes import Applied, Missed
 

@@ -1,4 +1,70 @@
-"""From a PyTorch model to elidir's IR: loading, capture, raising.
+"""From a PyTorch model to elidir's IR, and to a program that runs: loading, capture, raising.
 
-The only packages that import torch are this one and the backends.
+The only packages that import torch are this one and the backends. Names are loaded from their
+modules at first use, since a program that is read from disk needs neither capture nor raising;
+`capture` alone is loaded at once, for its module has the same name and would hide it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from elidir.frontends.capture import Capture, capture, rebuild
+from elidir.frontends.signature import CaptureError
+from elidir.frontends.untouched import is_hugging_face
+
+if TYPE_CHECKING:
+    from elidir.frontends.artifact import Artifact, ArtifactError
+    from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
+    from elidir.frontends.huggingface import Loaded, load, source_files
+    from elidir.frontends.program import Face, Options, Program, build
+    from elidir.frontends.raising import Raised, raise_capture
+    from elidir.frontends.tokenizer import Tokenizer
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Capture",
+    "CaptureError",
+    "Face",
+    "GgufFile",
+    "LoadError",
+    "Loaded",
+    "Options",
+    "Program",
+    "Raised",
+    "Storage",
+    "Tokenizer",
+    "build",
+    "capture",
+    "dequantize",
+    "is_hugging_face",
+    "load",
+    "raise_capture",
+    "read_gguf",
+    "rebuild",
+    "source_files",
+]
+
+_MODULES = {
+    "artifact": "Artifact ArtifactError",
+    "gguf": "GgufFile LoadError Storage dequantize read_gguf",
+    "huggingface": "Loaded load source_files",
+    "program": "Face Options Program build",
+    "raising": "Raised raise_capture",
+    "tokenizer": "Tokenizer",
+}
+_HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds a public name, when the name is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'elidir.frontends' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, whether they have been loaded or not."""
+    return sorted(__all__)

@@ -252,7 +252,8 @@ class _RefusedError(Exception):
 
     def sentence(self, module: nn.Module, feed: Feed) -> str:
         """The whole refusal, with the remedy."""
-        what = type(module).__name__
+        function = getattr(module, "function", None) if isinstance(module, _Function) else None
+        what = getattr(function, "__name__", type(module).__name__)
         if is_hugging_face(module) and feed.names and self.is_about_sizes:
             return (
                 f"{what} cannot be exported for any length: {self.reason}; "
@@ -351,13 +352,20 @@ def _asked_by_model() -> bool:
     return False
 
 
+def _torch_loggers() -> list[logging.Logger]:
+    """Loggers of torch that write by themselves."""
+    known = logging.root.manager.loggerDict
+    loggers = (logging.getLogger(name) for name in known if name.startswith("torch."))
+    return [logger for logger in loggers if logger.handlers]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[_Watch]:
     """Keep export from printing and logging, and watch what it decides."""
     watch = _Watch()
     sizes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     # "torch.__trace" is torch's record of everything it does: it triples the time under pytest.
-    loggers = [sizes, *map(logging.getLogger, ("torch", "torch.__trace"))]
+    loggers = [sizes, *map(logging.getLogger, ("torch", "torch.__trace")), *_torch_loggers()]
     before = [(logger.level, logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
         logger.propagate, logger.handlers = False, []
@@ -607,4 +615,4 @@ def _value(
         return getattr(capture.graph, str(node.target))
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return node.target(*args, **kwargs)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -78,6 +78,25 @@ def load(name: str) -> Loaded:
 Parts = tuple[nn.Module, Any, Mapping[str, Storage]]
 
 
+def source_files(name: str) -> tuple[Path, ...]:
+    """Return the files that a model is read from, none for a factory; none of them is read.
+
+    Raises:
+        LoadError: there is no such model.
+    """
+    path = Path(name).expanduser()
+    if name in PACKAGED:
+        return (_packaged(name),)
+    if path.is_dir():
+        _check_folder(path)
+        return tuple(sorted(p for p in path.rglob("*") if p.is_file()))
+    if path.is_file() or path.suffix == ".gguf":
+        return (path,) if path.is_file() else _no_file(path)
+    if ":" not in name:
+        _no_model(name)
+    return ()
+
+
 def _load(name: str) -> Parts:
     """Model, tokenizer and storages."""
     path = Path(name).expanduser()
@@ -89,6 +108,10 @@ def _load(name: str) -> Parts:
         return _load_gguf(path)
     if ":" in name:
         return _load_factory(name)
+    return _no_model(name)
+
+
+def _no_model(name: str) -> NoReturn:
     raise LoadError(
         f"there is no model '{name}'{nearest(name, PACKAGED)}; a model is 'smollm2', a Hugging "
         "Face folder on this machine, a .gguf file, or module:factory"
@@ -116,17 +139,19 @@ def _packaged(name: str) -> Path:
 
 def _load_gguf(path: Path) -> Parts:
     """A GGUF file."""
-    file_ = gguf.read_gguf(path) if path.is_file() else None
-    if file_ is None:
-        raise LoadError(f"there is no file {path}; give the path of a .gguf file")
+    file_ = gguf.read_gguf(path) if path.is_file() else _no_file(path)
     _need_transformers()
     tokenizer = gguf.load_tokenizer(file_)
     model, storages = gguf.load_model(file_)
     return model, tokenizer, storages
 
 
-def _load_folder(path: Path) -> Parts:
-    """A Hugging Face folder."""
+def _no_file(path: Path) -> NoReturn:
+    raise LoadError(f"there is no file {path}; give the path of a .gguf file")
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that is no model."""
     if not (path / "config.json").is_file():
         files = [p.name for p in sorted(path.glob("*.gguf"))]
         remedy = path / files[0] if files else "a folder that save_pretrained wrote"
@@ -136,6 +161,11 @@ def _load_folder(path: Path) -> Parts:
         raise LoadError(
             f"the folder {path} holds no weights (*.safetensors or *.bin); fetch them as well"
         )
+
+
+def _load_folder(path: Path) -> Parts:
+    """A Hugging Face folder."""
+    _check_folder(path)
     _need_transformers()
     try:
         with gguf.without_progress():

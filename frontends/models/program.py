@@ -48,7 +48,8 @@ class Face:
     """How the outside calls the program: inputs by name, outputs by structure, generation defaults.
 
     Args:
-        inputs: for each parameter of `@forward` the model's own input, "" for one it takes for granted.
+        inputs: for each parameter of `@forward` the model's own input, "" for one that it takes for
+            granted.
         out_spec: rebuilds the model's output from flat ones, or finds what does when it is first
             needed; None gives a tuple.
         counts_valid: whether positions that the caller leaves out count valid tokens, not slots.
@@ -173,9 +174,8 @@ def build(
     seconds["passes"] = time.perf_counter() - started
     face = Face(raised.inputs, captured.out_spec, **_asked_of(model, raised.inputs))
     rows, store = tuple(history.rows), WeightStore(sources)
-    return Program(
-        module, result.module, store, face, options, result, rows, captured.remarks, seconds
-    )
+    remarks = (*captured.remarks, *_not_applied(model))
+    return Program(module, result.module, store, face, options, result, rows, remarks, seconds)
 
 
 def _name(model: Any) -> str:
@@ -189,6 +189,7 @@ def _name(model: Any) -> str:
 _GENERATION = (
     *("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "do_sample"),
     *("temperature", "top_k", "top_p", "repetition_penalty", "max_length", "max_new_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
 )
 
 
@@ -204,6 +205,20 @@ def _asked_of(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
         "defaults": defaults,
         "counts_valid": "position_ids" in inputs and _counts_valid(model),
     }
+
+
+_NOT_BUILT = (
+    *("num_beams", "no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens"),
+    *("bad_words_ids", "forced_decoder_ids", "min_length", "encoder_no_repeat_ngram_size"),
+)
+
+
+def _not_applied(model: Any) -> list[str]:
+    """Return remarks on generation defaults of the model that change tokens and are not built."""
+    generation = getattr(model, "generation_config", None)
+    stated = generation.to_diff_dict() if generation is not None else {}
+    asked = [n for n in _NOT_BUILT if stated.get(n) not in (None, 0, 1, [])]
+    return [f"generate does not apply the model's {n}={stated[n]}" for n in asked]
 
 
 def _counts_valid(model: torch.nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Where the weights of a raised model are loaded from, and how the table describes them.
 
-A weight that came in a block format (q4_1, q8_0) keeps it: the store holds the blocks, and the table
-says so. Any other weight is the model's own tensor, by reference.
+A weight that came in a block format (q4_1, q8_0) keeps it: the store holds the blocks, and the
+table says so. Any other weight is the model's own tensor, by reference.
 """
 
 from collections.abc import Mapping

@@ -92,7 +92,7 @@ def _region(module: GraphModule, node: Node) -> tuple[GraphModule, tuple[Any, ..
         body, operands = node.args[4], node.args[5:]
     else:
         return None
-    return getattr(module, str(body.target)), operands  # type: ignore[union-attr]
+    return getattr(module, str(body.target)), operands
 
 
 def _splice(module: GraphModule, call: Node, region: GraphModule, operands: Any) -> None:
@@ -107,10 +107,10 @@ def _splice(module: GraphModule, call: Node, region: GraphModule, operands: Any)
             setattr(module, node.target, getattr(region, node.target))
     for user in list(call.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
     if call.users:
-        call.replace_all_uses_with(results)  # type: ignore[arg-type]
+        call.replace_all_uses_with(results)
     graph.erase_node(call)
 
 
@@ -209,7 +209,7 @@ def _skip_copy(graph: Graph, node: Node) -> None:
     """Read the operand of a copy, or of a dropout outside training, in its place."""
     idle = node.target in DROPOUTS and node.args[2] is False
     if node.op == "call_function" and (idle or node.target in COPIES):
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
 
 

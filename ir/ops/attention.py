@@ -108,27 +108,6 @@ class AlibiBias(Op):
         return Tensor((keys.dims[0], slopes.dims[0], 1, keys.dims[1]), self.dtype)
 
 
-@op("bias.relative")
-class RelativeBias(Op):
-    """out[b, h, q, k] = table[clip(keys[b, k] - queries[b, q] + center, 0, size - 1), h].
-
-    `table` is [size, H]: the bias of each distance, so bucketed biases (T5, arXiv 1910.10683) and
-    clipped ones are one op. `center` is the row of distance 0.
-    """
-
-    queries: Value
-    keys: Value
-    table: Weight
-    center: int
-
-    def infer(self) -> Type:
-        q, k, table = self.queries.tensor, self.keys.tensor, self.table.type
-        for item, shape in ((q, "queries [B, Q]"), (k, "keys [B, K]"), (table, "table [size, H]")):
-            check_rank(item, 2, shape)
-        batch = broadcast(q.dims[:1], k.dims[:1])[0]
-        return Tensor((batch, table.dims[1], q.dims[1], k.dims[1]), table.dtype)
-
-
 @op("attention")
 class Attention(Op):
     """out = softmax(scale * q k^T + bias, where mask) v, heads merged: [B, N, H*Dv].

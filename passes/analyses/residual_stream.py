@@ -1,4 +1,4 @@
-"""The residual stream: the values that everything between an embedding and the output comes through.
+"""The residual stream: what all between an embedding and the output comes through.
 
 They are the dominators of the output in the subgraph reached from the embedding, those of one type.
 (On the whole graph masks and positions bypass the layers, and nothing dominates.) Between two
@@ -7,7 +7,7 @@ neighbours lies a segment; a layer is a segment that mixes tokens, with those af
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
+from itertools import pairwise
 
 from elidir.ir import (
     Add,
@@ -70,14 +70,13 @@ class ResidualStream:
 
 
 def stream_segments(region: Region, source: Value) -> list[Segment]:
-    """Return the segments of the stream that starts at `source`, in order; none if there is none."""
+    """Return the segments of the stream from `source`, in order; none if there is none."""
     chain = _dominators(region, source)
     kind = _stream_type(chain, region)
     stream = [v for v in chain if v.type == kind]
     producers = {r: o for o in region.ops for r in o.results}
     reached = _reached(region, source)
-    pairs = zip(stream, stream[1:], strict=False)
-    return [_segment(a, b, producers, reached) for a, b in pairs]
+    return [_segment(a, b, producers, reached) for a, b in pairwise(stream)]
 
 
 def group_layers(segments: Sequence[Segment]) -> list[Segment]:
@@ -94,7 +93,7 @@ def group_layers(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _trim(groups: list[list[Segment]]) -> list[Segment]:
-    """Cut what follows the last layer (its final norm) off it: it ends as others do, or at an add."""
+    """Cut off what follows the last layer (a final norm): it ends as others do, or at an add."""
     *others, last = groups
     known = {_join(g).key() for g in others}
     for size in range(len(last), 0, -1):

@@ -1,4 +1,8 @@
-"""What must live on between steps: the keys and values of each attention."""
+"""What must live on between steps: the keys and values of each attention.
+
+Whether keys are cached before or after their rotary embedding is part of the state. The caches
+themselves are made by `incrementalize`.
+"""
 
 from dataclasses import dataclass
 

@@ -1,9 +1,9 @@
 """Which dimension of each value runs over tokens, and which ops mix tokens.
 
-The axis starts at the token ids and is followed through the program, a rule for each op kind. An op
-works token by token if each of its outputs at a token needs its inputs at that token alone; any other
-op that meets the axis is a mixer. A program is causal if every mixer is attention under a causal mask
-over its own tokens.
+The axis starts at the token ids and is followed through the program, a rule for each op kind. An
+op works token by token if each of its outputs at a token needs its inputs at that token alone; any
+other op that meets the axis is a mixer. A program is causal if every mixer is attention under a
+causal mask over its own tokens.
 """
 
 import json
@@ -35,6 +35,7 @@ from elidir.ir import (
     Slice,
     Take,
     Value,
+    free_symbols,
     product,
 )
 
@@ -46,14 +47,14 @@ TOKENWISE_ATEN = frozenset(
 
 ROWWISE_ATEN = frozenset(
     f"aten.{n}"
-    for n in "gather.default scatter.value scatter.src scatter_add.default max.dim min.dim sort.default "
-    "log_softmax.int argsort.default cummax.default".split()
+    for n in "gather.default scatter.value scatter.src scatter_add.default max.dim min.dim "
+    "sort.default log_softmax.int argsort.default cummax.default".split()
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Mixer:
-    """An op that mixes tokens; `causal` says that no token sees a later one, else `reason` why not."""
+    """An op that mixes tokens; `causal`: no token sees a later one, else `reason` says why."""
 
     op: Op
     causal: bool
@@ -114,8 +115,10 @@ def _enter(op: Layer, found: TokenAxis, causal: set[Value]) -> None:
 
 def _count_slots(op: Op, found: TokenAxis) -> None:
     """A count over the token axis is a position only while nothing was dropped or cached."""
-    tokens = next(iter(found.axis)).type.dims[1] if found.axis else None
-    if isinstance(op, Iota) and not isinstance(op.length, int) and op.length == tokens:
+    tokens = free_symbols(next(iter(found.axis)).type.dims[1]) if found.axis else set()
+    bounds = (op.length,) if isinstance(op, Iota) else ()
+    bounds = (op.start, op.stop) if isinstance(op, Slice) else bounds
+    if any(free_symbols(b) & tokens for b in bounds):
         found.mixers.append(Mixer(op, False, "it counts slots instead of reading positions"))
 
 
@@ -180,7 +183,7 @@ def _rowwise(op: Any, axes: Axes) -> int | None:
 
 
 def _reshape(op: Reshape, axes: Axes) -> int | None:
-    """The axis keeps its place in the order of elements; batch and tokens may merge to one axis 0."""
+    """The axis keeps its place in the order of elements; batch and tokens may merge to axis 0."""
     axis, before = axes[op.x], op.x.type.dims
     lead = product(before[:axis])
     for i, dim in enumerate(op.shape):

@@ -54,7 +54,6 @@ from elidir.ir import (
     Permute,
     Pow,
     Reduce,
-    RelativeBias,
     Reshape,
     RmsNorm,
     Rope,
@@ -615,16 +614,6 @@ def alibi(b: Bench) -> Any:
     keys, slopes = b.ints(9, "B", "T"), b.w(3, dtype=DType.F32)
     found = torch.einsum("bk,h->bhk", b[keys].double(), b[slopes])[:, :, None]
     return AlibiBias(keys, slopes, b.dtype), found
-
-
-@case(RelativeBias)
-def relative(b: Bench) -> Any:
-    queries, keys, table = b.ints(9, "B", "T"), b.ints(9, "B", 4), b.w(7, 3)
-    out = torch.zeros(b.size("B"), 3, b.size("T"), 4).double()
-    for i, q, k in torch.cartesian_prod(*map(torch.arange, (out.shape[0], *out.shape[2:]))):
-        row = int(b[keys][i, k] - b[queries][i, q]) + 3
-        out[i, :, q, k] = b[table][min(max(row, 0), 6)]
-    return RelativeBias(queries, keys, table, 3), out
 
 
 # ---- masks

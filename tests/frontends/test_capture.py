@@ -268,6 +268,19 @@ def test_a_loop_over_the_length_is_captured_at_the_examples_length() -> None:
     assert "test_capture.py" in graph.remarks[0]
 
 
+class Asks(nn.Module):
+    """Treats one length unlike all others."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids if ids.shape[1] == 9 else -ids
+
+
+def test_a_length_that_the_model_asks_for_is_not_assumed_away() -> None:
+    graph = capture(Asks(), (torch.ones(2, 7, dtype=torch.long),))
+    assert graph.inputs[0].dims == ("B", 7)
+    assert "asks if T != 9" in graph.remarks[0]
+
+
 def test_static_example_has_no_symbols() -> None:
     graph = capture(Loops(), {"ids": torch.ones(2, 7, dtype=torch.long)}, dynamic=False)
     assert not graph.symbols
@@ -348,6 +361,11 @@ def test_sizes_out_of_range_are_refused(mamba: nn.Module) -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    def unfit(x: Tensor) -> Tensor:
+        return x + torch.ones(7, 7)
+
+    with pytest.raises(CaptureError, match="unfit cannot be exported"):
+        capture(unfit, (torch.ones(2, 3),))
     with pytest.raises(CaptureError):
         capture(Branches(), (torch.ones(2, 3),))
     assert capfd.readouterr() == ("", "")

@@ -60,7 +60,7 @@ def substitute(text: str, names: Mapping[str, str]) -> str:
 
 def raised_text(model: nn.Module, example: Any = None) -> str:
     """The full text of a model as raised."""
-    return format_module(raise_capture(capture(model, example), "model").module)
+    return format_module(raise_capture(capture(model, example), "twin").module)
 
 
 def same_but_for_names(first: str, second: str, renamed: set[str]) -> None:
@@ -145,12 +145,16 @@ def renamed_llama(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     from transformers.models.llama import modeling_llama
 
     text = inspect.getsource(modeling_llama)
-    text = text.replace("from ...", "from transformers.").replace("from .", "from transformers.models.llama.")
+    text = text.replace("from ...", "from transformers.").replace(
+        "from .", "from transformers.models.llama."
+    )
     text = re.sub(r"(?<=self\.)layers\b", "floors", substitute(text, LLAMA))
     text = re.sub(r"(?<=self\.)norm\b", "leveller", text)
     text = re.sub(r'(?<=self\.)model\b|(?<=")model(?=[".])', "trunk", text)
     # transformers itself asks for this name where the table is not called `embed_tokens`.
-    text = text.replace("class Tiger(Stoat):", 'class Tiger(Stoat):\n    _input_embed_layer = "words"')
+    text = text.replace(
+        "class Tiger(Stoat):", 'class Tiger(Stoat):\n    _input_embed_layer = "words"'
+    )
     path = tmp_path_factory.mktemp("models") / "renamed_llama.py"
     return import_text(text, path)
 

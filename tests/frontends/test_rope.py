@@ -65,7 +65,10 @@ def complex_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 HALF = [half, rotate_half]
 INTERLEAVED = [interleaved, every_two, complex_pairs]
-SPELLINGS = [*((f, RopeLayout.HALF) for f in HALF), *((f, RopeLayout.INTERLEAVED) for f in INTERLEAVED)]
+SPELLINGS = [
+    *((f, RopeLayout.HALF) for f in HALF),
+    *((f, RopeLayout.INTERLEAVED) for f in INTERLEAVED),
+]
 
 
 def turned(turn: Turn, *, parts: tuple[nn.Module, ...] = ()) -> Raised:
@@ -83,7 +86,9 @@ def ropes(raised: Raised) -> list[Rope]:
     return found
 
 
-@pytest.mark.parametrize(("spelling", "layout"), SPELLINGS, ids=lambda p: getattr(p, "__name__", ""))
+@pytest.mark.parametrize(
+    ("spelling", "layout"), SPELLINGS, ids=lambda p: getattr(p, "__name__", "")
+)
 def test_angles_at_run_time(spelling: Callable[..., Tensor], layout: RopeLayout) -> None:
     def turn(x: Tensor) -> Tensor:
         turns = angles(x.shape[2], SIZE)
@@ -109,7 +114,9 @@ class Tables(nn.Module):
         return self.spelling(x, self.cos[:length], self.sin[:length])
 
 
-@pytest.mark.parametrize(("spelling", "layout"), SPELLINGS, ids=lambda p: getattr(p, "__name__", ""))
+@pytest.mark.parametrize(
+    ("spelling", "layout"), SPELLINGS, ids=lambda p: getattr(p, "__name__", "")
+)
 def test_stored_tables(spelling: Callable[..., Tensor], layout: RopeLayout) -> None:
     tables = Tables(spelling)
     raised = turned(tables, parts=(tables,))

@@ -1,4 +1,8 @@
-"""Activations written out by hand, recognised by their values on a grid."""
+"""Activations written out by hand, recognised by their values on a grid.
+
+Any elementwise arithmetic on one value is a candidate: what it computes decides, not how it is
+spelled. What equals none of the known activations stays as it is.
+"""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """What each ATen op is in the dialect: a table of plain ones, and a rule for each of the others.
 
-A rule returns the value that stands for the node, or None to leave it opaque. Types are checked by the
-importer, so a rule needs no guard against a dtype or shape that it did not expect.
+A rule returns the value that stands for the node, or None to leave it opaque. Types are checked by
+the importer, so a rule needs no guard against a dtype or shape that it did not expect.
 """
 
 import math
@@ -97,7 +97,7 @@ def _register_tables() -> None:
 def _binary(m: Importer, n: Node, cls: type[Op]) -> Value | None:
     if len(n.args) < 2 or n.kwargs.get("rounding_mode"):
         return None
-    return m.emit(cls(m.operand(n.args[0]), m.operand(n.args[1])))  # type: ignore[call-arg]
+    return m.emit(cls(m.operand(n.args[0]), m.operand(n.args[1])))
 
 
 def _compare(m: Importer, n: Node, fn: str) -> Value:
@@ -480,9 +480,8 @@ def _addmm(m: Importer, n: Node) -> Value | None:
     return m.emit(Linear(m.value(x), transposed(m, m.weight(w)), bias=m.weight(bias)))
 
 
-def transposed(m: Importer, weight: Weight | None) -> Weight:
+def transposed(m: Importer, weight: Weight) -> Weight:
     """Return the transpose of a weight; that of a transpose is the weight itself."""
-    assert weight is not None
     entry = m.entries[weight.name]
     if entry.expr is not None and entry.expr.fn == "transpose":
         (source,) = entry.expr.sources
@@ -579,7 +578,7 @@ def _conv(m: Importer, n: Node) -> Value | None:
         return None
     groups = m.arg(n, 6, "groups", 1)
     x = m.value(n.args[0])
-    return m.emit(Conv(x, weight, m.weight(bias), *wide, groups=groups))  # type: ignore[misc]
+    return m.emit(Conv(x, weight, m.weight(bias), *wide, groups=groups))
 
 
 def _tuple(item: Any, rank: int) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
-"""Mixtures of experts, as transformers' `batched_mm` spells them: gather each token's experts' weights.
+"""Mixtures of experts, as `batched_mm` of transformers spells them: gather each token's weights.
 
-The anchor is the sum over a token's experts. Everything between it and the tokens is matched, because
-the gathers of weight matrices must go: each token is computed by its experts without copying them.
+The anchor is the sum over a token's experts. Everything between it and the tokens is matched,
+because the gathers of weight matrices must go: each token is computed by its experts without
+copying them.
 """
 
 from collections.abc import Sequence
@@ -95,13 +96,12 @@ def _gate_up(value: Value, b: Builder) -> tuple[str, Weight, Value] | None:
         if gate.start != 0 or gate.stop != up.start:
             continue
         found = _gathered_product(gate.x, b)
-        assert isinstance(unary, Unary)
         return None if found is None else (unary.fn, found[0], found[1])
     return None
 
 
 def _unrepeated(value: Value, b: Builder) -> Value | None:
-    """Return [N, H] behind its repetition for each expert: [N, 1, H] -> [N, K, H] -> [N*K, H, 1]."""
+    """Return [N, H] behind its repeats for each expert: [N, 1, H] -> [N, K, H] -> [N*K, H, 1]."""
     op = _behind(value, b)
     if not isinstance(op, Expand) or len(op.x.type.dims) != 3 or op.x.type.dims[1] != 1:
         return None

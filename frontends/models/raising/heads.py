@@ -1,4 +1,8 @@
-"""Rules about heads and flattened tokens: expanded key heads, head splits and merges, `[B*T, D]`."""
+"""Rules about heads and about flattened tokens.
+
+Attention reads key heads before they are expanded; the reshapes around it become `heads.split` and
+`heads.merge`; what is computed on `[B*T, D]` is computed on `[B, T, D]`. Nothing here evaluates.
+"""
 
 from collections.abc import Sequence
 from typing import Any

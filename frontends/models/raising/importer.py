@@ -1,9 +1,9 @@
 """Imports a captured ATen graph into the dialect, node by node, before anything is recognised.
 
 Views become `reshape`, transposes `permute`, a product with a parameter `linear`; what depends on
-parameters alone is evaluated and becomes a weight. The type of each result is checked against the one
-that export recorded: an op that has no rule, or whose rule would give another type, becomes `opaque`.
-Which rule belongs to which ATen op is in `aten.py`.
+parameters alone is evaluated and becomes a weight. The type of each result is checked against the
+one that export recorded: an op that has no rule, or whose rule would give another type, becomes
+`opaque`. Which rule belongs to which ATen op is in `aten.py`.
 """
 
 import operator
@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch.fx import Node
 
-from elidir.backends.reference.opaque import encode_args
+from elidir.backends import encode_args
 from elidir.ir import (
     Const,
     Derived,
@@ -221,7 +221,7 @@ class Importer:
         fetch = lambda n: self.fetch(self.made[n])  # noqa: E731
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), fetch)
         with torch.no_grad():
-            out = node.target(*args, **kwargs)  # type: ignore[operator]
+            out = node.target(*args, **kwargs)
         return self._keep(node.name, out, weight)
 
     def _is_transpose(self, node: Node, weight: Weight) -> bool:

@@ -1,13 +1,13 @@
 """Finds the layers of a flat program and makes each a `layer` op, isomorphic ones sharing a body.
 
-Structure comes from the residual stream alone. Names of modules serve only to name weights: those of
-a layer get its scope and a local name, which isomorphic layers share.
+Structure comes from the residual stream alone. Names of modules serve only to name weights: those
+of a layer get its scope and a local name, which isomorphic layers share.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from elidir.ir import (
     Body,
@@ -26,8 +26,7 @@ from elidir.ir import (
     prune_weights,
     structure,
 )
-from elidir.passes.analyses import Segment, stream_segments
-from elidir.passes.analyses.residual_stream import group_layers
+from elidir.passes.analyses import Segment, group_layers, stream_segments
 
 
 def outline_layers(module: Module) -> tuple[Module, dict[str, str]]:
@@ -180,17 +179,19 @@ def _majority_prefix(names: Sequence[str]) -> str:
 
 
 def _common_path(paths: Sequence[str]) -> str:
+    """Return the dotted path that all of the paths that are not empty begin with."""
     parts = [p.split(".") for p in paths if p]
-    return ".".join(os.path.commonprefix(parts)) if parts else ""
+    shared = takewhile(lambda at: len(set(at)) == 1, zip(*parts, strict=False))
+    return ".".join(at[0] for at in shared)
 
 
 def bind_weights(
     weights: dict[str, Entry], bindings: dict[str, str], direct: set[str]
 ) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the weight table under the layers' names, and each stored weight's old name to its new.
+    """Return the weight table under the layers' names, and each stored weight's new name by its old.
 
-    A weight that one layer alone reads moves to the layer's name. One that is read in several places
-    stays where it is, and the layers' names are aliases of it.
+    A weight that one layer alone reads moves to the layer's name. One that is read in several
+    places stays where it is, and the layers' names are aliases of it.
     """
     readers = Counter(bindings.values())
     shared = direct | {s for e in weights.values() if e.expr for s in e.expr.sources}

@@ -1,4 +1,4 @@
-"""Masks and position biases, classified by evaluating them: which predicate over positions are they?
+"""Masks and position biases, classified by evaluating them: which predicate of positions are they?
 
 Each hypothesis (causal, a window, valid keys, ALiBi) is read off the values at one length with a
 left-padded row and then checked against all of them. A window wider than the probe shows by putting
@@ -154,7 +154,6 @@ class MaskRule:
         if slopes is None:
             return predicate, None
         positions = self.probe.positions
-        assert positions is not None
         return predicate, b.emit(AlibiBias(positions, slopes, dtype=bias.tensor.dtype))
 
     def _measure_bias(self, bias: Value, b: Builder) -> tuple[Predicate, Weight | None] | None:
@@ -190,18 +189,18 @@ class MaskRule:
             terms.append(b.emit(MaskValid(valid)))
         mask = terms[0] if terms else None
         for term in terms[1:]:
-            mask = b.emit(MaskAnd(mask, term))  # type: ignore[arg-type]
+            mask = b.emit(MaskAnd(mask, term))
         return mask
 
 
 def _distances(
     values: torch.Tensor, inputs: dict[Value, torch.Tensor], probe: Probe
 ) -> tuple[torch.Tensor, ...] | None:
-    """Return the mask over the batch, query minus key distances and validity, if it is [.., T, T]."""
+    """Return the mask over the batch, query minus key distances, validity, if it is [.., T, T]."""
     if values.shape[-1] != values.shape[-2] and values.shape[-2] != 1:
         return None
     length = values.shape[-1]
-    valid = inputs.get(probe.valid) if probe.valid is not None else None  # type: ignore[arg-type]
+    valid = inputs.get(probe.valid) if probe.valid is not None else None
     if valid is None or valid.shape[1] != length:
         valid = torch.ones(values.shape[0], length, dtype=torch.bool)
     if probe.positions is not None and inputs[probe.positions].shape[1] != length:

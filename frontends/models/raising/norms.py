@@ -1,4 +1,8 @@
-"""Norms written out by hand: x * rsqrt(mean(x^2) + eps), its casts, its weight and its bias."""
+"""Norms written out by hand: x * rsqrt(mean(x^2) + eps), its casts, its weight and its bias.
+
+Each rule takes one step: the bare norm, then its mean, weight, bias and casts, as the rewriter
+comes by again. These are patterns of ops; nothing is evaluated.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -110,9 +114,10 @@ def _biased(op: Op, b: Builder) -> Op | None:
         return None
     for x, w in ((op.a, op.b), (op.b, op.a)):
         norm, bias = b.op_of(x), constant_weight(w, b.op_of)
-        if isinstance(norm, LayerNorm) and bias is not None and norm.bias is None:
-            if bias.type.dims == norm.result.type.dims[-1:]:
-                return norm.clone(bias=bias, loc="")
+        if not isinstance(norm, LayerNorm) or bias is None or norm.bias is not None:
+            continue
+        if bias.type.dims == norm.result.type.dims[-1:]:
+            return norm.clone(bias=bias, loc="")
     return None
 
 

@@ -1,9 +1,9 @@
 """Position tables: what a program computes from the slots of its tokens, said of positions instead.
 
-`x + table[:T]` and sinusoids over arange(T) count slots; a program that keeps a cache needs positions.
-Such a value, one row for each token, becomes `embed %pos, @table`: the table is a weight of the model
-where the rows are its own, else it is computed once for every position that the model allows. Where
-that is too many, the same arithmetic is done on positions.
+`x + table[:T]` and sinusoids over arange(T) count slots; a program that keeps a cache needs
+positions. Such a value, one row for each token, becomes `embed %pos, @table`: the table is a weight
+of the model where the rows are its own, else it is computed once for every position that the model
+allows. Where that is too many, the same arithmetic is done on positions.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,6 @@ class PositionRule:
         return any(isinstance(o, Iota | Slice) for o in ops)
 
     def _by_position(self, table: Value, b: Builder) -> Value | None:
-        assert self.probe.positions is not None
         key = ("positions", self.probe.key([table], b.op_of, set()))
         weight = self.probe.once(key, lambda: self._measure(table, b))
         if weight is not None:
@@ -80,8 +79,7 @@ class PositionRule:
     # -- as a table
 
     def _bound(self) -> int | None:
-        assert self.probe.positions is not None
-        length = self.probe.positions.type.dims[1]
+        length = self._length()
         return length if isinstance(length, int) else self.probe.symbols[str(length)].hi
 
     def _measure(self, table: Value, b: Builder) -> Weight | None:
@@ -91,12 +89,14 @@ class PositionRule:
         short, full = self._evaluate(table, b, min(5, bound)), self._evaluate(table, b, bound)
         if not torch.equal(short, full[: len(short)]):
             return None
-        for op in backward([table], b.op_of, set()):
-            for weight in op.weights():
-                tensor = self.probe.tensors.get(weight.name)
-                if tensor is not None and tensor.dim() == 2 and torch.equal(tensor[:bound], full):
-                    return weight
-        return self.add_weight("positions", full)
+        weights = (w for op in backward([table], b.op_of, set()) for w in op.weights())
+        own = (w for w in weights if self._holds(w, full))
+        return next(own, None) or self.add_weight("positions", full)
+
+    def _holds(self, weight: Weight, rows: torch.Tensor) -> bool:
+        """Whether a weight of the model begins with these rows."""
+        tensor = self.probe.tensors.get(weight.name)
+        return tensor is not None and tensor.dim() == 2 and torch.equal(tensor[: len(rows)], rows)
 
     def _evaluate(self, table: Value, b: Builder, length: int) -> torch.Tensor:
         inputs = self.probe.index_inputs(1, length, 0)
@@ -111,20 +111,20 @@ class PositionRule:
         for op in backward([table], b.op_of, set()):
             if isinstance(op, Iota) and op.length == self._length():
                 mapped[op.result] = self._start(op, b)
-            elif any(v in mapped for v in op.operands()):
-                if (new := _lifted(op, mapped)) is None:
-                    return None
-                mapped[op.results[0]] = b.emit(new)
+                continue
+            if not any(v in mapped for v in op.operands()):
+                continue
+            if (new := _lifted(op, mapped)) is None:
+                return None
+            mapped[op.results[0]] = b.emit(new)
         lifted = mapped.get(table)
         return lifted if lifted is not None and self._agrees(table, lifted, b) else None
 
     def _length(self) -> Any:
-        assert self.probe.positions is not None
         return self.probe.positions.type.dims[1]
 
     def _start(self, op: Iota, b: Builder) -> Value:
         pos = self.probe.positions
-        assert pos is not None
         moved = pos if op.start == 0 else b.emit(Add(pos, op.start))
         return moved if op.dtype is moved.tensor.dtype else b.emit(Cast(moved, dtype=op.dtype))
 

@@ -1,8 +1,8 @@
 """Tools to find out what a piece of the program computes: cut it out and run it.
 
 Masks, position tables, rotary embeddings and activations are recognised by what they do to a few
-inputs, not by how their author spelled them. Everything runs on the reference backend, at sizes of a
-few tokens.
+inputs, not by how their author spelled them. Everything runs on the reference backend, at sizes of
+a few tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ OpOf = Callable[[Any], Op | None]
 
 @dataclass
 class Probe:
-    """What probing needs to know of the program: its position inputs and the arrays of its weights."""
+    """What probing needs to know of the program: its position inputs and its weights' arrays."""
 
     positions: Value | None
     valid: Value | None
@@ -117,7 +117,7 @@ class Probe:
         return structure(Region((), ops, tuple(wanted)), leaves), names, fixed
 
     def index_inputs(self, batch: int, length: int, pad: int) -> dict[Value, torch.Tensor]:
-        """Return positions and validity of a batch whose last row has `pad` invalid tokens before it."""
+        """Return positions and validity of a batch whose last row begins with `pad` invalid tokens."""
         valid = torch.ones(batch, length, dtype=torch.bool)
         valid[-1, :pad] = False
         positions = (valid.long().cumsum(-1) - 1).clamp(min=0)

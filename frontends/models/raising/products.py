@@ -1,4 +1,8 @@
-"""Einstein sums over two operands, as `linear` where one is a weight and as `matmul` where none is."""
+"""Einstein sums over two operands: `linear` where one is a weight, `matmul` where none is.
+
+Operands are permuted and reshaped so that one matrix product computes the sum, then back. A sum
+that is no such product gives None, and its op stays opaque.
+"""
 
 from elidir.frontends.raising.importer import Importer
 from elidir.ir import Dim, Linear, MatMul, Permute, Reshape, Value, Weight, product

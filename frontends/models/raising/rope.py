@@ -1,9 +1,9 @@
-"""Rotary embeddings, recognised by what they do: each pair of channels turns by an angle of its position.
+"""Rotary embeddings, recognised by what they do: each pair of channels turns by its position's angle.
 
-A piece of arithmetic between a value and one derived from it through a table of positions is run on a
-vector of ones and zeros, from which the layout and the tables are read, then checked on noise. The
-angles are matched with the inverse frequencies among the constants of the program; tables that match
-none are kept as tables.
+A piece of arithmetic between a value and one derived from it through a table of positions is run on
+a vector of ones and zeros, from which the layout and the tables are read, then checked on noise.
+The angles are matched with the inverse frequencies among the constants of the program; tables that
+match none are kept as tables.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class _Runner:
-    """Applies the piece between `x` and the result of `op` to one feed [T, D], the same in all heads."""
+    """Applies the piece between `x` and the result of `op` to one feed [T, D], for all heads."""
 
     probe: Probe
     x: Value
@@ -70,9 +70,7 @@ class _Runner:
     @property
     def width(self) -> int:
         """Channels of a head."""
-        dim = self.op.result.type.dims[3]
-        assert isinstance(dim, int)
-        return dim
+        return self.op.result.type.dims[3]
 
     def __call__(self, feed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return [T, D]."""
@@ -83,7 +81,7 @@ class _Runner:
         view = [1, 1, 1, shape[3]]
         shape[self.axis] = view[self.axis] = length
         inputs = self.probe.index_inputs(batch, length, 0)
-        inputs[self.probe.positions] = positions  # type: ignore[index]
+        inputs[self.probe.positions] = positions
         inputs[self.x] = wide.reshape(view).expand(shape).contiguous()
         (out,) = self.probe.run([self.op.result], self.op_of, inputs)
         return out[0].select(2 - self.axis, 0)
@@ -104,8 +102,7 @@ class RopeRule:
         if (
             len(dims) != 4
             or not isinstance(dims[3], int)
-            or (isinstance(op, Reshape)
-            and not _folds(op))
+            or (isinstance(op, Reshape) and not _folds(op))
         ):
             return None
         for x, ops in self.probe.cuts(op.result, op_of, _passes):
@@ -135,13 +132,11 @@ class RopeRule:
 
     def _emit(self, x: Value, found: Rotation, b: Builder) -> Value:
         pos = self.probe.positions
-        assert pos is not None
         if found.freqs is not None:
             dtype = x.tensor.dtype if x.tensor.dtype is not DType.F64 else DType.F32
             table = RopeTable(pos, found.freqs, scale=found.scale, dtype=dtype)
             cos, sin = b.append(table)
         else:
-            assert found.tables is not None
             cos, sin = (b.emit(Embed(pos, t)) for t in found.tables)
         if found.axis == 2:
             return b.emit(Rope(x, cos, sin, layout=found.layout))
@@ -168,7 +163,6 @@ class RopeRule:
         return None
 
     def _token_axis(self, x: Value) -> int | None:
-        assert self.probe.positions is not None
         length = self.probe.positions.type.dims[1]
         axes = [i for i in (1, 2) if x.type.dims[i] == length]
         return axes[0] if len(axes) == 1 else None
@@ -203,7 +197,6 @@ class RopeRule:
         return [(n, t[:half]) for n, t in found] + [(n, t[::2]) for n, t in found if len(t) > half]
 
     def _tables(self, layout: RopeLayout, axis: int, run: _Runner, half: int) -> Rotation | None:
-        assert self.probe.positions is not None
         length = self.probe.positions.type.dims[1]
         bound = length if isinstance(length, int) else self.probe.symbols[str(length)].hi
         if bound is None or bound > MAX_TABLE:
@@ -241,8 +234,8 @@ def _first_channel(x: Value, result: Value, ops: Sequence[Op]) -> int | None:
     cuts = [o for o in reads if isinstance(o, Slice) and o.axis == 3]
     if len(cuts) < len(reads) or not all(isinstance(o.start, int) for o in cuts):
         return None
-    lo, hi = min(o.start for o in cuts), max(o.stop for o in cuts)  # type: ignore[type-var]
-    return lo if hi - lo == b[3] else None  # type: ignore[return-value]
+    lo, hi = min(o.start for o in cuts), max(o.stop for o in cuts)
+    return lo if hi - lo == b[3] else None
 
 
 def _folds(op: Reshape) -> bool:
@@ -298,7 +291,7 @@ def _rotates(
 
 
 def partial_rope_rule(op: Op, b: Builder) -> Sequence[Value] | None:
-    """Join a rotation of the first channels with the channels after them: one `rope` of them all."""
+    """Join a rotation of the first channels with those after them: one `rope` of them all."""
     if not isinstance(op, Concat) or len(op.parts) != 2 or op.axis != 3:
         return None
     rope, rest = b.op_of(op.parts[0]), b.op_of(op.parts[1])

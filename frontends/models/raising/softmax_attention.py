@@ -1,8 +1,8 @@
 """Attention written out by hand: softmax(scores + masks) times values becomes `attention`.
 
-The anchor is a matrix product whose left side is a softmax. Whatever is added to the scores must depend
-on positions and parameters alone. Attention look-alikes with another normaliser have no softmax there
-and stay as they are.
+The anchor is a matrix product whose left side is a softmax. Whatever is added to the scores must
+depend on positions and parameters alone. Attention look-alikes with another normaliser have no
+softmax there and stay as they are.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class SoftmaxAttentionRule:
         return self._build(op, scores, sinks, b)
 
     def _sinks(self, x: Value, cut: Slice, b: Builder) -> tuple[Value | None, Weight | None]:
-        """Return (scores, sinks) where one more column, cut off afterwards, is a weight for each head."""
+        """Return (scores, sinks) where one column more, cut off afterwards, is a weight per head."""
         op = b.op_of(x)
         if isinstance(op, Sub) and isinstance(op.a, Value) and isinstance(op.b, Value):
             op = b.op_of(op.a)  # minus its maximum, which softmax does not see
@@ -131,10 +131,10 @@ class SoftmaxAttentionRule:
 
     def _addend(self, op: Op, b: Builder) -> tuple[Value, float, Value | None, None] | None:
         index = lambda v: isinstance(v, Value) and self.probe.is_index(v, b.op_of)  # noqa: E731
-        if isinstance(op, Add):
-            for x, term in ((op.a, op.b), (op.b, op.a)):
-                if index(term) and isinstance(x, Value):
-                    return x, 1.0, term, None
+        pairs = ((op.a, op.b), (op.b, op.a)) if isinstance(op, Add) else ()
+        for x, term in pairs:
+            if index(term) and isinstance(x, Value):
+                return x, 1.0, term, None
         if isinstance(op, Sub) and index(op.b) and isinstance(op.a, Value):
             return op.a, 1.0, b.emit(Mul(op.b, -1.0)), None
         if isinstance(op, Where) and index(op.cond):
@@ -234,7 +234,7 @@ def _scaled(value: Value, factor: float, b: Builder) -> Value:
 def _sum(values: list[Value], b: Builder) -> Value | None:
     total = values[0] if values else None
     for value in values[1:]:
-        total = b.emit(Add(total, value))  # type: ignore[arg-type]
+        total = b.emit(Add(total, value))
     return total
 
 
