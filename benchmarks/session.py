@@ -37,7 +37,6 @@ class Session:
     def ask(self, request: Request) -> Sample:
         """Have one request measured."""
         time.sleep(PAUSE_SECONDS)
-        assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(as_json(request)) + "\n")
         self.process.stdin.flush()
         reply = read_reply(self.process, self.entry)
@@ -84,7 +83,6 @@ def spawn(python: Path, setup: Setup, entry: Entry) -> subprocess.Popen[str]:
 
 def read_reply(process: subprocess.Popen[str], entry: Entry) -> dict[str, Any]:
     """Read one line of JSON; a worker that died without one is a peer that failed."""
-    assert process.stdout is not None
     line = process.stdout.readline()
     if line:
         reply: dict[str, Any] = json.loads(line)

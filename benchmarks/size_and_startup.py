@@ -78,7 +78,6 @@ def command_seconds(*arguments: str) -> tuple[float, float]:
         tempfile.TemporaryFile() as errors,
         subprocess.Popen([script, *arguments], stdout=subprocess.PIPE, stderr=errors) as process,
     ):
-        assert process.stdout is not None
         os.read(process.stdout.fileno(), 1)
         first = time.perf_counter() - start
         process.stdout.read()

@@ -77,15 +77,19 @@ def compare(
         ids, mask, ours = tokens(fast, tokenizer, prompts, new)
         theirs = tokens(eager, tokenizer, prompts, new)[2]
         width = min(ours.shape[1], theirs.shape[1])
-        for row, prompt in enumerate(prompts):
-            differ = (ours[row, :width] != theirs[row, :width]).nonzero()
-            if len(differ):
-                at = int(differ[0])
-                real = theirs[row, int((mask[row] == 0).sum()) : at]
-                top = exact(real[None]).logits[0, -1].topk(2).values
-                margin = float(top[0] - top[1])
-                found.append(Difference(prompt, batch, at - ids.shape[1], margin, margin < 2 * limit))
+        differ = ours[:, :width] != theirs[:, :width]
+        for row in differ.any(1).nonzero().flatten().tolist():
+            at = int(differ[row].nonzero()[0])
+            margin = top_two_margin(exact, theirs[row, int((mask[row] == 0).sum()) : at])
+            excused = margin < 2 * limit
+            found.append(Difference(prompts[row], batch, at - ids.shape[1], margin, excused))
     return found
+
+
+def top_two_margin(exact: Any, ids: torch.Tensor) -> float:
+    """Return the lead of the likeliest next token over the second, in float64 logits."""
+    first, second = exact(ids[None]).logits[0, -1].topk(2).values
+    return float(first - second)
 
 
 def main() -> None:

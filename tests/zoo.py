@@ -430,26 +430,34 @@ def llama_like() -> list[Entry]:
     ]
 
 
+GPT_NEO = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 5,
+    "max_position_embeddings": LENGTH_LIMIT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+XGLM = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "max_position_embeddings": LENGTH_LIMIT,
+}
+
+
 def gpt_like() -> list[Entry]:
     """Older decoders, each with names of sizes of its own."""
     return [
         exact("gptj", GPT2_LIKE | {"rotary_dim": 4}),
         exact("codegen", GPT2_LIKE | {"rotary_dim": 4}),
         exact("gpt_bigcode", GPT2_LIKE),
-        exact(
-            "gpt_neo",
-            {
-                "vocab_size": VOCAB,
-                "hidden_size": 32,
-                "num_layers": 2,
-                "num_heads": 4,
-                "attention_types": [[["global", "local"], 1]],
-                "window_size": 5,
-                "max_position_embeddings": LENGTH_LIMIT,
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-            },
-        ),
+        exact("gpt_neo", GPT_NEO),
         exact(
             "mpt",
             {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
@@ -462,17 +470,7 @@ def gpt_like() -> list[Entry]:
             example=masked_inputs,
             name="falcon_alibi",
         ),
-        exact(
-            "xglm",
-            {
-                "vocab_size": VOCAB,
-                "d_model": 32,
-                "ffn_dim": 64,
-                "num_layers": 2,
-                "attention_heads": 4,
-                "max_position_embeddings": LENGTH_LIMIT,
-            },
-        ),
+        exact("xglm", XGLM),
         exact("biogpt", BERT_LIKE),
         exact("openai-gpt", GPT2_LIKE | {"afn": "gelu"}, example=masked_inputs),
     ]

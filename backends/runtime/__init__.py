@@ -17,7 +17,7 @@ from elidir.backends.runtime.generate import (
     encoder_decoder,
     generate,
 )
-from elidir.backends.runtime.options import GenerationOptions
+from elidir.backends.runtime.options import GenerationOptions, read_options
 from elidir.backends.runtime.sampling import (
     draw,
     forbid,
@@ -57,5 +57,6 @@ __all__ = [
     "keep_top_p",
     "layer_specs",
     "penalize_repetition",
+    "read_options",
     "temper",
 ]

@@ -19,10 +19,17 @@ from typing import Any
 import elidir
 from elidir.compiled import Compiled
 from elidir.cost_models import load_target
-from elidir.frontends.artifact import Artifact, ArtifactError, read, write
-from elidir.frontends.huggingface import load, source_files
-from elidir.frontends.program import Options, build
-from elidir.frontends.tokenizer import Tokenizer
+from elidir.frontends import (
+    Artifact,
+    ArtifactError,
+    Options,
+    Tokenizer,
+    build,
+    load,
+    read_artifact,
+    source_files,
+    write_artifact,
+)
 from elidir.passes import framed
 
 KEPT = 8
@@ -78,7 +85,7 @@ def _find(folder: Path, options: Options) -> tuple[Artifact | None, str]:
     if not folder.exists():
         return None, ""
     try:
-        found = read(folder, options)
+        found = read_artifact(folder, options)
     except ArtifactError as error:
         return None, f"built again: {error.message.removesuffix('; remove it')}"
     _touch(folder)
@@ -95,7 +102,7 @@ def _touch(folder: Path) -> None:
 def _keep(artifact: Artifact, folder: Path) -> str:
     """Write an entry; returns a remark where that cannot be done."""
     try:
-        write(artifact, folder)
+        write_artifact(artifact, folder)
         _prune(folder.parent)
     except (OSError, ArtifactError) as error:
         return f"not kept in the cache: {error}"

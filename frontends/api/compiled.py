@@ -102,6 +102,11 @@ class Compiled:
             )
         return decoder_only(program.step, _whole(program), **limits)
 
+    def prepare(self) -> None:
+        """Rearrange the weights for what generation runs, which otherwise happens at first use."""
+        program = self.program
+        _ = program.step or program.forward
+
     # -- looking
 
     @property
@@ -207,7 +212,7 @@ def _left_out(param: str, name: str, found: Mapping[str, Any], program: Program)
 
 
 def _example(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the inputs of a first call as example inputs: a tuple, or a dict where some are named."""
+    """Return the inputs of a first call as example inputs: a tuple, or a dict if some are named."""
     if not kwargs:
         return args
     call = model.forward if isinstance(model, torch.nn.Module) else model
@@ -217,8 +222,8 @@ def _example(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
 def _whole(program: Program) -> Any:
     """Return `@forward` as generation calls it, whatever sizes it was captured with.
 
-    A program of fixed sizes is run row by row on a sequence that is padded behind: no token sees what
-    comes after it, so its logits are those of the sequence alone.
+    A program of fixed sizes is run row by row on a sequence that is padded behind: no token sees
+    what comes after it, so its logits are those of the sequence alone.
     """
     batch, length = program.module["forward"].region.params[0].type.dims
     if not isinstance(length, int):
@@ -229,7 +234,9 @@ def _whole(program: Program) -> Any:
         padded = [torch.nn.functional.pad(x, (0, missing)) for x in (ids, valid, pos)]
         padded[1][:, ids.shape[1] :] = True
         step = batch if isinstance(batch, int) else ids.shape[0]
-        parts = [program.forward(*(x[i : i + step] for x in padded))[0] for i in range(0, len(ids), step)]
+        parts = [
+            program.forward(*(x[i : i + step] for x in padded))[0] for i in range(0, len(ids), step)
+        ]
         return torch.cat(parts)[:, : ids.shape[1]]
 
     return forward

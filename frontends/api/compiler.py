@@ -57,9 +57,7 @@ def compile(
         return functools.partial(compile, **options)
     if disable:
         return model
-    chosen = Options(target, pipeline, _backends(backend), _dtype(dtype), dynamic, static)
-    framed(pipeline)
-    load_target(target)
+    chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
     if isinstance(model, str):
         from elidir.cache import compile_named
 
@@ -69,6 +67,21 @@ def compile(
     if not callable(model):
         raise ElidirError(f"cannot compile a {type(model).__name__}; give a module or a function")
     return Compiled(model, chosen, example_inputs)
+
+
+def check_options(
+    pipeline: Any,
+    target: str,
+    backend: str | Sequence[str],
+    dtype: Any = None,
+    *,
+    dynamic: bool = True,
+    static: tuple[int, int] | None = None,
+) -> Options:
+    """Return the options of a compilation; raises `ElidirError` for one that is wrong."""
+    framed(pipeline)
+    load_target(target)
+    return Options(target, pipeline, _backends(backend), _dtype(dtype), dynamic, static)
 
 
 def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:

@@ -13,9 +13,11 @@ from elidir.frontends.signature import CaptureError
 from elidir.frontends.untouched import is_hugging_face
 
 if TYPE_CHECKING:
-    from elidir.frontends.artifact import Artifact, ArtifactError
+    from elidir.frontends.artifact import Artifact, ArtifactError, read_artifact, write_artifact
+    from elidir.frontends.culprit import Finding, find_culprit
     from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
-    from elidir.frontends.huggingface import Loaded, load, source_files
+    from elidir.frontends.huggingface import Loaded, check_length, load, source_files
+    from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
     from elidir.frontends.program import Face, Options, Program, build
     from elidir.frontends.raising import Raised, raise_capture
     from elidir.frontends.tokenizer import Tokenizer
@@ -25,35 +27,49 @@ __all__ = [
     "ArtifactError",
     "Capture",
     "CaptureError",
+    "Difference",
     "Face",
+    "Feed",
+    "Finding",
     "GgufFile",
     "LoadError",
     "Loaded",
+    "Numerics",
     "Options",
+    "Oracle",
     "Program",
     "Raised",
     "Storage",
     "Tokenizer",
     "build",
     "capture",
+    "check_length",
     "dequantize",
+    "find_culprit",
     "is_hugging_face",
     "load",
     "raise_capture",
+    "random_weights",
+    "read_artifact",
     "read_gguf",
     "rebuild",
     "source_files",
+    "write_artifact",
 ]
 
 _MODULES = {
-    "artifact": "Artifact ArtifactError",
+    "artifact": "Artifact ArtifactError read_artifact write_artifact",
+    "culprit": "Finding find_culprit",
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",
-    "huggingface": "Loaded load source_files",
+    "huggingface": "Loaded check_length load source_files",
+    "numerics": "Difference Feed Numerics Oracle random_weights",
     "program": "Face Options Program build",
     "raising": "Raised raise_capture",
     "tokenizer": "Tokenizer",
 }
-_HOME = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
+_HOME = {
+    name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Artifacts: a compiled program on disk, as text, safetensors and JSON, each file with its hash.
 
-`write` makes a folder whole or not at all; `read` gives the program back without transformers and
+`write_artifact` makes a folder whole or not at all; `read_artifact` gives the program back without transformers and
 without the model's files, weights mapped from disk in the format they came in. What is damaged, or
 is of another format, raises `ArtifactError`; nothing is unpickled. Where artifacts are kept, and
 when they are used again, is the caller's.
@@ -48,7 +48,7 @@ class Artifact:
 # ---- writing
 
 
-def write(artifact: Artifact, folder: Path) -> None:
+def write_artifact(artifact: Artifact, folder: Path) -> None:
     """Write an artifact to a folder, which appears when it is whole; one that is there goes.
 
     Raises:
@@ -170,7 +170,7 @@ def file_hash(path: Path) -> str:
 # ---- reading
 
 
-def read(folder: Path, options: Options) -> Artifact:
+def read_artifact(folder: Path, options: Options) -> Artifact:
     """Read an artifact, its weights mapped from disk; `options` are those it was compiled with.
 
     Raises:

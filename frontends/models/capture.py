@@ -164,33 +164,28 @@ def _export(
     module: nn.Module, feed: Feed, *, falls_back: bool
 ) -> tuple[ExportedProgram, Feed, list[str]]:
     """Export with as many dynamic dimensions as the model allows."""
-    remarks: list[str] = []
-    while True:
-        try:
-            return (*_export_bounded(module, feed), remarks)
-        except _RefusedError as refused:
-            if not falls_back or not feed.names:
-                raise CaptureError(refused.sentence(module, feed)) from refused.cause
-            fixed = feed.names - {sig.BATCH} or feed.names
-            remarks.append(f"{' and '.join(sorted(fixed))} fixed: {refused.reason}")
-            feed = sig.freeze(feed, fixed)
+    try:
+        return (*_export_bounded(module, feed), [])
+    except _RefusedError as refused:
+        if not falls_back or not feed.names:
+            raise CaptureError(refused.sentence(module, feed)) from refused.cause
+        fixed = feed.names - {sig.BATCH} or feed.names
+        remark = f"{' and '.join(sorted(fixed))} fixed: {refused.reason}"
+    program, used, more = _export(module, sig.freeze(feed, fixed), falls_back=falls_back)
+    return program, used, [remark, *more]
 
 
 def _export_bounded(
-    module: nn.Module, feed: Feed, attempts: int = 4
+    module: nn.Module, feed: Feed, attempts: int = 4, *, lenient: bool = False
 ) -> tuple[ExportedProgram, Feed]:
     """Export, narrowing the bounds of dimensions as export suggests."""
-    lenient = False
-    while True:
-        try:
-            return _export_once(module, feed, lenient=lenient), feed
-        except _RefusedError as refused:
-            narrowed = _narrow(feed, str(refused.cause))
-            attempts -= 1
-            if not attempts or (narrowed is None and (lenient or not refused.is_harmless)):
-                raise
-            lenient = narrowed is None
-            feed = narrowed or feed
+    try:
+        return _export_once(module, feed, lenient=lenient), feed
+    except _RefusedError as refused:
+        narrowed = _narrow(feed, str(refused.cause))
+        if attempts == 1 or (narrowed is None and (lenient or not refused.is_harmless)):
+            raise
+    return _export_bounded(module, narrowed or feed, attempts - 1, lenient=narrowed is None)
 
 
 def _export_once(module: nn.Module, feed: Feed, *, lenient: bool) -> ExportedProgram:

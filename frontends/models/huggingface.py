@@ -6,8 +6,9 @@ long begins. How GGUF files are read is in `gguf`.
 
 import importlib
 import importlib.util
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,6 +96,47 @@ def source_files(name: str) -> tuple[Path, ...]:
     if ":" not in name:
         _no_model(name)
     return ()
+
+
+def check_length(name: str, text: str) -> None:
+    """Refuse a text that is longer than a model's positions, without loading the model.
+
+    A token has at least one byte, so that only a long text is looked at.
+
+    Raises:
+        LoadError: it has too many tokens.
+    """
+    size = len(text.encode())
+    files = source_files(name) if size >= LONG_TEXT else ()
+    if not files:
+        return
+    path = files[0] if len(files) == 1 else Path(name).expanduser()
+    limit, tokenizer = _gguf_limit(path) if path.is_file() else _folder_limit(path)
+    if limit is None or size <= limit or (made := tokenizer()) is None:
+        return
+    count = len(made(text).input_ids)
+    if count > limit:
+        raise LoadError(
+            f"the prompt has {count} tokens and the model {limit} positions; shorten the prompt"
+        )
+
+
+LONG_TEXT = 256
+
+Limit = tuple[int | None, Callable[[], Any]]
+
+
+def _gguf_limit(path: Path) -> Limit:
+    file = gguf.read_gguf(path)
+    key = f"{file.metadata.get('general.architecture')}.context_length"
+    return file.metadata.get(key), lambda: gguf.load_tokenizer(file)
+
+
+def _folder_limit(path: Path) -> Limit:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    known = (config.get(n) for n in ("max_position_embeddings", "n_positions", "n_ctx"))
+    limit = next((n for n in known if isinstance(n, int) and n > 0), None)
+    return limit, lambda: _folder_tokenizer(path)
 
 
 def _load(name: str) -> Parts:

@@ -201,7 +201,10 @@ class Oracle:
     def _results(self, function: Function, module: Module) -> list[torch.Tensor]:
         program = lower(function, module, self.store, (), self.dtype)
         flat: list[torch.Tensor] = []
-        for result in program(*self._inputs(function)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.feed.seed)  # some modules draw numbers themselves
+            results = program(*self._inputs(function))
+        for result in results:
             flat += [result] if isinstance(result, torch.Tensor) else result.read()
         return flat
 

@@ -116,7 +116,7 @@ def _enter(op: Layer, found: TokenAxis, causal: set[Value]) -> None:
 def _count_slots(op: Op, found: TokenAxis) -> None:
     """A count over the token axis is a position only while nothing was dropped or cached."""
     tokens = free_symbols(next(iter(found.axis)).type.dims[1]) if found.axis else set()
-    bounds = (op.length,) if isinstance(op, Iota) else ()
+    bounds: tuple[Dim, ...] = (op.length,) if isinstance(op, Iota) else ()
     bounds = (op.start, op.stop) if isinstance(op, Slice) else bounds
     if any(free_symbols(b) & tokens for b in bounds):
         found.mixers.append(Mixer(op, False, "it counts slots instead of reading positions"))

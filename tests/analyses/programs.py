@@ -18,7 +18,7 @@ IDS = "%ids: i64[B, T], %valid: bool[B, T], %pos: i64[B, T]"
 def program(
     lines: str, *, params: str = IDS, before: str = "", symbols: tuple[str, ...] = ()
 ) -> Module:
-    """A verified module whose `@forward` has these lines; only the weights that they name are there."""
+    """A verified module whose `@forward` has these lines, and the weights that they name."""
     text = before + lines
     used = [f"  weight @{n}: {t}" for n, t in WEIGHTS.items() if f"@{n}" in text]
     body = "\n".join(f"    {line.strip()}" for line in lines.strip().splitlines())

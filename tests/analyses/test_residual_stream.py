@@ -12,14 +12,14 @@ START = """
 """
 
 
-def attend(x: str, out: str, *, keys: str = "", mask: str = "%c") -> str:
+def attend(x: str, out: str, *, keys: str = "", mask: str = ", mask=%c") -> str:
     """Lines that compute %out, attention over %x (or over the keys' stream)."""
     keys = keys or x
     dims = "B, 2, U, 4" if keys != x else "B, 2, T, 4"
     return f"""
     %q.{out} = heads.split %{x} {{heads=2}} : f32[B, 2, T, 4]
     %k.{out} = heads.split %{keys} {{heads=2}} : f32[{dims}]
-    %{out} = attention %q.{out}, %k.{out}, %k.{out}{f", mask={mask}" if mask else ""} {{scale=0.5}} : f32[B, T, 8]
+    %{out} = attention %q.{out}, %k.{out}, %k.{out}{mask} {{scale=0.5}} : f32[B, T, 8]
     """
 
 
@@ -133,10 +133,10 @@ def test_nothing_without_a_residual_stream() -> None:
 
 # ---- two streams
 
-ENCODER = f"""
+ENCODER = """
     %e0 = embed %text, @table : f32[B, U, 8]
-    %eq = heads.split %e0 {{heads=2}} : f32[B, 2, U, 4]
-    %ea = attention %eq, %eq, %eq {{scale=0.5}} : f32[B, U, 8]
+    %eq = heads.split %e0 {heads=2} : f32[B, 2, U, 4]
+    %ea = attention %eq, %eq, %eq {scale=0.5} : f32[B, U, 8]
     %em = add %e0, %ea : f32[B, U, 8]
     %ef = linear %em, @w : f32[B, U, 8]
     %e1 = add %em, %ef : f32[B, U, 8]
@@ -187,13 +187,8 @@ def test_outlining_gives_encoder_and_decoder_bodies() -> None:
 
 
 def test_the_stream_runs_through_the_layers() -> None:
-    module, _ = outline_layers(
-        program(
-            tidy(
-                f"{START}{pre_norm(0)}{pre_norm(1)}%n = norm.rms %h2, weight=@g : f32[B, T, 8]\nreturn %n"
-            )
-        )
-    )
+    final = "%n = norm.rms %h2, weight=@g : f32[B, T, 8]\nreturn %n"
+    module, _ = outline_layers(program(tidy(f"{START}{pre_norm(0)}{pre_norm(1)}{final}")))
     stream = ResidualStream.of(module)
     layers = [op for op in module["forward"].region.ops if isinstance(op, Layer)]
     assert list(stream.layers) == layers

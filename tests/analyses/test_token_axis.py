@@ -1,4 +1,4 @@
-"""Token axis: a rule for each op, mixers named with the reason, causal only where that is proved."""
+"""Token axis: a rule for each op, mixers named with a reason, causal only where it is proved."""
 
 import pytest
 
@@ -45,7 +45,8 @@ KEPT = {
     ),
     "batch and tokens as one": ("%x = reshape %h {shape=(B*T, 8)} : f32[B*T, 8]", 0),
     "apart again": (
-        "%y = reshape %h {shape=(B*T, 8)} : f32[B*T, 8]\n%x = reshape %y {shape=(B, T, 8)} : f32[B, T, 8]",
+        "%y = reshape %h {shape=(B*T, 8)} : f32[B*T, 8]\n"
+        "%x = reshape %y {shape=(B, T, 8)} : f32[B, T, 8]",
         1,
     ),
     "listed opaque": (f"%x = {OPAQUE.format('erfc.default', '')}", 1),
@@ -167,11 +168,12 @@ def test_masks_are_followed_into_layers() -> None:
     assert found.axis[named(module["forward"].region, "y")] == 1
 
 
-# Values that depend on how many tokens there are, not on their positions: with a cache they differ.
+# Values that depend on how many tokens there are, not on positions: with a cache they differ.
 COUNTS = {
     "iota": "%i = iota {length=T} : i64[T]\n%f = cast %i {dtype=f32} : f32[T]\n"
     "%r = reshape %f {shape=(T, 1)} : f32[T, 1]\n%x = add %h, %r : f32[B, T, 8]",
-    "longer iota": "%i = iota {length=(T + 1)} : i64[T + 1]\n%f = cast %i {dtype=f32} : f32[T + 1]\n"
+    "longer iota": "%i = iota {length=(T + 1)} : i64[T + 1]\n"
+    "%f = cast %i {dtype=f32} : f32[T + 1]\n"
     "%s = slice %f {axis=0 start=0 stop=T} : f32[T]\n"
     "%r = reshape %s {shape=(T, 1)} : f32[T, 1]\n%x = add %h, %r : f32[B, T, 8]",
     "first rows": "%k = const @places : f32[64, 8]\n"

@@ -41,6 +41,11 @@ class Command:
     line: str
     output: str
 
+    @property
+    def fails(self) -> bool:
+        """Whether the command is to end with an error."""
+        return self.output.startswith("error: ")
+
 
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page that name their language, in order."""
@@ -89,7 +94,8 @@ def reader(folder: Path) -> dict[str, str]:
 
 
 def follow(command: Command, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run one command in a folder."""
+    """Run one command in a folder; errors and output come together, as on a terminal."""
+    out, err = subprocess.PIPE, subprocess.STDOUT
     return subprocess.run(
-        command.line, shell=True, cwd=folder, env=env, capture_output=True, text=True
+        command.line, shell=True, cwd=folder, env=env, stdout=out, stderr=err, text=True
     )

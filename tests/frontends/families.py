@@ -81,10 +81,10 @@ def executable(
 
 
 def arguments(known: Family, inputs: Inputs) -> list[Tensor]:
-    """Return what `@forward` takes for inputs of the model; slots are positions if none are given."""
+    """Return what `@forward` takes for inputs of the model; positions not given count slots."""
     params = known.module["forward"].region.params
     given = zip(params, known.raised.inputs, strict=True)
-    return [_argument(p, inputs[n] if n in inputs else None, inputs) for p, n in given]
+    return [_argument(p, inputs.get(n), inputs) for p, n in given]
 
 
 def _argument(param: Value, value: Tensor | None, inputs: Inputs) -> Tensor:
@@ -93,6 +93,8 @@ def _argument(param: Value, value: Tensor | None, inputs: Inputs) -> Tensor:
         return torch.arange(ids.shape[1]).expand(ids.shape) if value is None else value
     if param.name == "valid":
         return torch.ones_like(ids).bool() if value is None else value.bool()
+    if param.name == "decoder_attention_mask" and value is None:
+        return torch.ones_like(inputs["decoder_input_ids"])
     return torch.zeros_like(ids) if value is None else value  # token types
 
 

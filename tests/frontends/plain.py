@@ -1,7 +1,7 @@
-"""Tiny plain models for tests of raising: one block whose mask and rotary embedding are arguments.
+"""Tiny plain models for tests of raising: one block whose mask and rotary embedding are given.
 
-`Spelled` takes a function that makes the scores' mask and one that turns queries and keys, so that a
-test writes only what it is about. Nothing here asserts anything.
+`Spelled` takes a function that masks the scores and one that turns queries and keys, so that a test
+writes only what it is about. Nothing here asserts anything.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Masks written in many ways are one predicate over positions, and look-alikes stay what they are.
 
-Each model is one plain attention whose scores are masked as the test spells it. What the mask is must
-show in the raised ops, and the numbers must be eager's.
+Each model is one plain attention whose scores are masked as the test spells it. What the mask is
+must show in the raised ops, and the numbers must be eager's.
 """
 
 import math

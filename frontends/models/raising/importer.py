@@ -99,8 +99,11 @@ class Importer:
         return self.consts[weight]
 
     def operand(self, item: Any) -> Any:
-        """Return a value, or the Python number that the item is."""
-        return self.value(item) if isinstance(item, Node) else item
+        """Return a value, or the Python number that the item is; a size is no number of the IR."""
+        made = self.value(item) if isinstance(item, Node) else item
+        if isinstance(made, sympy.Expr):
+            raise IRTypeError("arithmetic with a size is left to the op as it was captured")
+        return made
 
     def weight(self, item: Any) -> Weight | None:
         """Return the weight that an fx node is, or None."""

@@ -188,7 +188,7 @@ def _common_path(paths: Sequence[str]) -> str:
 def bind_weights(
     weights: dict[str, Entry], bindings: dict[str, str], direct: set[str]
 ) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the weight table under the layers' names, and each stored weight's new name by its old.
+    """Return the weight table under the layers' names, and each stored weight's new name.
 
     A weight that one layer alone reads moves to the layer's name. One that is read in several
     places stays where it is, and the layers' names are aliases of it.

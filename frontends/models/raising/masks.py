@@ -80,15 +80,13 @@ class MaskRule:
         return mask if more is None else b.emit(MaskAnd(mask, more))
 
     def _positions(self, op: Attention, b: Builder) -> Value:
-        """Return the positions of the tokens that attend: the program's, or slots of another stream."""
+        """Return the attending tokens' positions: the program's, or the slots of another stream."""
         pos, length = self.probe.positions, op.q.type.dims[2]
         if pos is not None and pos.type.dims[1] == length:
             return pos
         return b.emit(Reshape(b.emit(Iota(length)), shape=(1, length)))
 
-    def _mask(
-        self, mask: Value | None, own: Value, b: Builder
-    ) -> tuple[Value | None, bool]:
+    def _mask(self, mask: Value | None, own: Value, b: Builder) -> tuple[Value | None, bool]:
         dense = b.op_of(mask)
         if isinstance(dense, MaskCausal):
             return self._iota_causal(dense, b)

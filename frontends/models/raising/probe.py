@@ -117,7 +117,7 @@ class Probe:
         return structure(Region((), ops, tuple(wanted)), leaves), names, fixed
 
     def index_inputs(self, batch: int, length: int, pad: int) -> dict[Value, torch.Tensor]:
-        """Return positions and validity of a batch whose last row begins with `pad` invalid tokens."""
+        """Return positions and validity of a batch; its last row has `pad` invalid tokens first."""
         valid = torch.ones(batch, length, dtype=torch.bool)
         valid[-1, :pad] = False
         positions = (valid.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Rotary embeddings, recognised by what they do: each pair of channels turns by its position's angle.
+"""Rotary embeddings, recognised by what they do: pairs of channels turn by their position's angle.
 
 A piece of arithmetic between a value and one derived from it through a table of positions is run on
 a vector of ones and zeros, from which the layout and the tables are read, then checked on noise.

@@ -76,7 +76,7 @@ class SoftmaxAttentionRule:
         return self._build(op, scores, sinks, b)
 
     def _sinks(self, x: Value, cut: Slice, b: Builder) -> tuple[Value | None, Weight | None]:
-        """Return (scores, sinks) where one column more, cut off afterwards, is a weight per head."""
+        """Return (scores, sinks) where a last column, cut off afterwards, is a weight per head."""
         op = b.op_of(x)
         if isinstance(op, Sub) and isinstance(op.a, Value) and isinstance(op.b, Value):
             op = b.op_of(op.a)  # minus its maximum, which softmax does not see

@@ -1,0 +1,63 @@
+"""How the verbs write: data as JSON or tables on stdout, progress and notes on stderr.
+
+Nothing here decides what is said. Progress is drawn only where stderr is a terminal.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+WIDTH = 100
+
+
+def say(text: str) -> None:
+    """Write text to stdout, with one end of line."""
+    typer.echo(text.rstrip("\n"))
+
+
+def note(text: str) -> None:
+    """Write a line about the run to stderr."""
+    typer.secho(text, err=True, dim=True)
+
+
+def say_json(data: Any) -> None:
+    """Write data to stdout as JSON."""
+    typer.echo(json.dumps(data, indent=2, default=str))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout; the last column takes what is left of the width, and is wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", width=None)
+    for at, name in enumerate(head):
+        made.add_column(name, no_wrap=at < len(head) - 1, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.width = console.width if console.is_terminal else WIDTH
+    console.print(made)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Show the stage of long work, with the seconds so far, on stderr while it goes on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda stage: bar.update(task, description=stage)
