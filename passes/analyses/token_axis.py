@@ -118,7 +118,8 @@ def _count_slots(op: Op, found: TokenAxis) -> None:
     tokens = free_symbols(next(iter(found.axis)).type.dims[1]) if found.axis else set()
     bounds: tuple[Dim, ...] = (op.length,) if isinstance(op, Iota) else ()
     bounds = (op.start, op.stop) if isinstance(op, Slice) else bounds
-    if any(free_symbols(b) & tokens for b in bounds):
+    sized = isinstance(op, Opaque) and '"dim"' in op.args
+    if sized or any(free_symbols(b) & tokens for b in bounds):
         found.mixers.append(Mixer(op, False, "it counts slots instead of reading positions"))
 
 

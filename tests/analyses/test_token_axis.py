@@ -176,6 +176,9 @@ COUNTS = {
     "%f = cast %i {dtype=f32} : f32[T + 1]\n"
     "%s = slice %f {axis=0 start=0 stop=T} : f32[T]\n"
     "%r = reshape %s {shape=(T, 1)} : f32[T, 1]\n%x = add %h, %r : f32[B, T, 8]",
+    "a size": '%k = const @places : f32[64, 8]\n%r = opaque [%k], [] {target="aten.mul.Tensor" '
+    'args="[[{\\"%\\":0},{\\"dim\\":\\"T\\"}],{}]" out=(f32[64, 8])} : f32[64, 8]\n'
+    "%m = slice %r {axis=0 start=0 stop=1} : f32[1, 8]\n%x = add %h, %m : f32[B, T, 8]",
     "first rows": "%k = const @places : f32[64, 8]\n"
     "%r = slice %k {axis=0 start=0 stop=T} : f32[T, 8]\n%x = add %h, %r : f32[B, T, 8]",
 }

@@ -120,7 +120,7 @@ def test_it_says_what_it_did(fast: elidir.Compiled) -> None:
     assert "2 layers of 1 body" in text
     assert "incrementalize" in text
     assert "func @step" in fast.ir
-    assert [name for name, _ in fast.history][0] == "input"
+    assert fast.history[0][0] == "input"
     assert fast.stats["seconds"]["capture"] > 0
     assert fast.stats["stored_bytes"] > 0
 
@@ -169,5 +169,5 @@ def test_bad_prompts(fast: elidir.Compiled, ids: torch.Tensor, words: str) -> No
 
 
 def test_only_a_module_class_can_be_compiled() -> None:
-    with pytest.raises(ElidirError, match="subclass of nn.Module"):
+    with pytest.raises(ElidirError, match="give a subclass"):
         elidir.compile(dict)

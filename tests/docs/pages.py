@@ -1,8 +1,8 @@
 """The fenced blocks of a page of documentation, and an environment to follow it in.
 
-A fence may carry a title, which is the name of the file it shows. In a `console` block each line that
-starts with `$ ` is a command, what follows is its output, and `...` stands for anything. Nothing here
-asserts anything.
+A fence may carry a title, which is the name of the file it shows. In a `console` block each line
+that starts with `$ ` is a command, what follows is its output, and `...` stands for anything.
+Nothing here asserts anything.
 """
 
 import os
@@ -72,7 +72,7 @@ def _stripped(text: str) -> str:
 
 
 def reader(folder: Path) -> dict[str, str]:
-    """Return the environment of someone who follows a page: tools on the path, installs kept apart."""
+    """Return the environment of who follows a page: tools on the path, installs kept apart."""
     tools, site = folder / ".bin", folder / ".site"
     tools.mkdir()
     for name, start in _COMMANDS.items():

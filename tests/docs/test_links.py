@@ -1,4 +1,4 @@
-"""Every page of documentation: what it links to exists, and so do the make targets and modules it names."""
+"""Every page of documentation: the files, make targets and scripts that it names exist."""
 
 import re
 from pathlib import Path
