@@ -126,7 +126,7 @@ def test_it_says_what_it_did(fast: elidir.Compiled) -> None:
 
 
 def test_report_covers_each_target(fast: elidir.Compiled) -> None:
-    found = fast.report(["p40", "a100", "m2", "npu"], prompt=64)
+    found = fast.report(["p40", "a100", "m2", "npu"], prompt=64, new=16)
     assert len(json.loads(found.to_json())["targets"]) == 4
     assert "P40" in found.to_text()
 

@@ -4,6 +4,7 @@ Nothing here decides what is said. Progress is drawn only where stderr is a term
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import typer
 
 WIDTH = 100
+STARTED = time.perf_counter()
+"""When the command began, as near as its own first import can tell."""
 
 
 def say(text: str) -> None:

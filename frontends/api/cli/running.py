@@ -40,15 +40,14 @@ def run(
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     request = _request(max_new_tokens, sampling)
     chosen = _checked(prompt, request, pipeline, target, backend, dtype)
-    started = time.perf_counter()
     with output.progress() as notify:
         compiled = _compiled(model, prompt, chosen, notify)
         ids = _encode(compiled, prompt, chat)
     streamer = _Streamer(compiled.tokenizer.stream(), len(ids), silent=json)
     made = compiled.generate([ids], streamer=streamer, **request)[0].tolist()[len(ids) :]
     if json:
-        return output.say_json(_data(model, prompt, ids, made, compiled, streamer, started))
-    return output.note(_summary(streamer, started))
+        return output.say_json(_data(model, prompt, ids, made, compiled, streamer))
+    return output.note(_summary(streamer))
 
 
 def _request(new: int, sampling: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +133,9 @@ class _Streamer:
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else None
 
 
-def _summary(streamer: _Streamer, started: float) -> str:
+def _summary(streamer: _Streamer) -> str:
     rate = f", then {streamer.rate:.1f} tokens/s" if streamer.rate else ""
-    first = streamer.first - started
+    first = streamer.first - output.STARTED
     return f"{streamer.prompt} tokens in, {streamer.tokens} out; first after {first:.1f} s{rate}"
 
 
@@ -147,7 +146,6 @@ def _data(
     made: list[int],
     compiled: Any,
     streamer: _Streamer,
-    started: float,
 ) -> dict[str, Any]:
     return {
         "model": model,
@@ -156,7 +154,7 @@ def _data(
         "prompt_tokens": len(ids),
         "new_tokens": len(made),
         "tokens": made,
-        "seconds_to_first_token": streamer.first - started,
+        "seconds_to_first_token": streamer.first - output.STARTED,
         "tokens_per_second": streamer.rate,
         "seconds": compiled.stats["seconds"],
         "remarks": list(compiled.program.remarks),

@@ -5,6 +5,7 @@ left-padded row and then checked against all of them. A window wider than the pr
 small numbers in the place of the large ones in the program. What fits nothing stays as it is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +24,10 @@ from elidir.ir import (
     MaskValid,
     MaskWindow,
     Op,
+    Opaque,
     Reshape,
     Tensor,
     Value,
-    Weight,
 )
 
 LENGTH, PAD, LARGE = 24, 5, 12
@@ -52,6 +53,28 @@ class Predicate:
         if self.after is not None:
             out = out & (-distance <= self.after)
         return out & valid[:, None, :] if self.valid else out
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the values of a mask or bias are: a predicate, and slopes f32[H] (none for a mask)."""
+
+    predicate: Predicate
+    slopes: torch.Tensor
+
+    def widened(self, at5: Predicate, at6: Predicate, number: int) -> "Reading":
+        """Return the reading with the bounds that a large number of the program sets."""
+        before = _extrapolate(at5.before, at6.before, number)
+        after = _extrapolate(at5.after, at6.after, number)
+        mine = self.predicate
+        return replace(
+            self,
+            predicate=replace(mine, before=before or mine.before, after=after or mine.after),
+        )
+
+
+class _UnrunnableError(Exception):
+    """The piece does not run on the probe's inputs."""
 
 
 class MaskRule:
@@ -92,10 +115,10 @@ class MaskRule:
             return self._iota_causal(dense, b)
         if not isinstance(dense, MaskDense) or not self.probe.is_index(dense.x, b.op_of):
             return mask, False
-        predicate = self._classify(dense.x, b)
-        if predicate is None or (predicate.valid and own is not self.probe.positions):
+        found = self._classify(dense.x, b)
+        if found is None or (found.predicate.valid and own is not self.probe.positions):
             return mask, False
-        return self._emit(predicate, own, b), True
+        return self._emit(found.predicate, own, b), True
 
     def _iota_causal(self, op: MaskCausal, b: Builder) -> tuple[Value, bool]:
         """`is_causal` was imported over slots; the program's own positions say the same."""
@@ -108,68 +131,52 @@ class MaskRule:
 
     # -- classification
 
-    def _classify(self, x: Value, b: Builder) -> Predicate | None:
+    def _classify(self, x: Value, b: Builder) -> Reading | None:
         key = ("mask", self.probe.key([x], b.op_of, set()))
         return self.probe.once(key, lambda: self._find(x, b))
 
-    def _find(self, x: Value, b: Builder) -> Predicate | None:
-        plain = self._read(x, b.op_of)
-        if plain is None:
+    def _find(self, x: Value, b: Builder) -> Reading | None:
+        """Read the values at one length, then with small numbers in the place of large ones."""
+        try:
+            plain = self._read(x, b.op_of)
+        except _UnrunnableError:
             return None
         for number in _large_numbers(backward([x], b.op_of, set())):
-            small, next_ = (self._read(x, _substituted(b.op_of, number, n)) for n in (5, 6))
-            if small == plain or small is None or next_ is None:
-                continue
-            before = _extrapolate(small.before, next_.before, number)
-            after = _extrapolate(small.after, next_.after, number)
-            plain = replace(plain, before=before or plain.before, after=after or plain.after)
+            try:
+                small, next_ = (self._read(x, _substituted(b.op_of, number, n)) for n in (5, 6))
+            except _UnrunnableError:
+                continue  # the number is a size of something else
+            if plain is None or small is None or next_ is None:
+                return None  # what it does beyond the probe is no predicate over distances
+            plain = plain.widened(small.predicate, next_.predicate, number)
         return plain
 
-    def _read(self, x: Value, op_of: Any) -> Predicate | None:
-        found = self._values(x, op_of)
-        if found is None:
-            return None
-        return _fit(found[0], found[1], found[2])
-
-    def _values(self, x: Value, op_of: Any) -> tuple[torch.Tensor, ...] | None:
-        """Return (values [B, T, T], distances, valid), or None where the sizes do not fit."""
+    def _read(self, x: Value, op_of: Any) -> Reading | None:
+        """Return the predicate and slopes of a mask or bias, None if they are neither."""
         inputs = self.probe.index_inputs(2, LENGTH, PAD if self.probe.valid is not None else 0)
         try:
             (values,) = self.probe.run([x], op_of, inputs)
-        except Exception:  # a program cut out of its model may fail in any way
+        except Exception as error:  # a program cut out of its model may fail in any way
+            raise _UnrunnableError from error
+        is_bias = values.dtype is not torch.bool
+        found = _distances((values > NEVER).all(1) if is_bias else values, inputs, self.probe)
+        predicate = None if found is None else _fit(*found)
+        if found is None or predicate is None:
             return None
-        return _distances(values, inputs, self.probe)
-
-    # -- biases
+        if not is_bias:
+            return Reading(predicate, torch.zeros(0))
+        slopes = _slopes(values, found[0] & found[2][:, :, None] & found[2][:, None, :])
+        return None if slopes is None else Reading(predicate, slopes)
 
     def _bias(self, bias: Value, b: Builder) -> tuple[Predicate, Value | None] | None:
         """Return (mask, remaining bias) of an additive bias, or None if it is neither."""
-        key = ("bias", self.probe.key([bias], b.op_of, set()))
-        found = self.probe.once(key, lambda: self._measure_bias(bias, b))
-        if found is None:
+        found, positions = self._classify(bias, b), self.probe.positions
+        if found is None or not found.slopes.any():
+            return None if found is None else (found.predicate, None)
+        if positions is None:
             return None
-        predicate, slopes = found
-        if slopes is None:
-            return predicate, None
-        positions = self.probe.positions
-        return predicate, b.emit(AlibiBias(positions, slopes, dtype=bias.tensor.dtype))
-
-    def _measure_bias(self, bias: Value, b: Builder) -> tuple[Predicate, Weight | None] | None:
-        inputs = self.probe.index_inputs(2, LENGTH, PAD if self.probe.valid is not None else 0)
-        try:
-            (values,) = self.probe.run([bias], b.op_of, inputs)
-        except Exception:  # as above
-            return None
-        found = _distances((values > NEVER).all(1), inputs, self.probe)
-        if found is None:
-            return None
-        predicate = _fit(*found)
-        if predicate is None:
-            return None
-        slopes = _slopes(values, found[0] & found[2][:, :, None] & found[2][:, None, :])
-        if slopes is None or (slopes.any() and self.probe.positions is None):
-            return None
-        return predicate, self.add_weight("slopes", slopes) if slopes.any() else None
+        slopes = self.add_weight("slopes", found.slopes)
+        return found.predicate, b.emit(AlibiBias(positions, slopes, dtype=bias.tensor.dtype))
 
     # -- building
 
@@ -241,12 +248,15 @@ def _slopes(values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor | None:
 
 
 def _large_numbers(ops: list[Op]) -> list[int]:
-    found = {n for op in ops for n in vars(op).values() if type(n) is int and LARGE <= n < 2**31}
-    return sorted(found)
+    """Return the numbers of a program that may be bounds beyond the probe's length, unsigned."""
+    found = {abs(n) for op in ops for n in vars(op).values() if type(n) is int}
+    texts = (op.args for op in ops if isinstance(op, Opaque))
+    found |= {int(n) for text in texts for n in re.findall(r"(?<![\w.])\d+(?![\w.])", text)}
+    return sorted(n for n in found if LARGE <= n < 2**31)
 
 
 def _substituted(op_of: Any, number: int, small: int) -> Any:
-    """Return an `op_of` in which one number of the program is another."""
+    """Return an `op_of` in which one number of the program is another, whatever its sign."""
     memo: dict[Value, Op | None] = {}
 
     def look(value: Any) -> Op | None:
@@ -254,15 +264,23 @@ def _substituted(op_of: Any, number: int, small: int) -> Any:
         if op is None or not isinstance(value, Value) or not isinstance(value.type, Tensor):
             return op
         if value not in memo:
-            swap = {k: small for k, v in vars(op).items() if type(v) is int and v == number}
-            memo[value] = _swapped(op, swap) if swap else op
+            memo[value] = _swapped(op, number, small)
         return memo[value]
 
     return look
 
 
-def _swapped(op: Op, swap: dict[str, int]) -> Op:
-    """Return the op with other numbers, but with its own results."""
+def _swapped(op: Op, number: int, small: int) -> Op:
+    """Return the op with another number in it, but with its own results."""
+    signed = {number: small, -number: -small}
+    swap: dict[str, Any] = {
+        k: signed[v] for k, v in vars(op).items() if type(v) is int and v in signed
+    }
+    if isinstance(op, Opaque):
+        swap["args"] = re.sub(rf"(?<![\w.]){number}(?![\w.])", str(small), op.args)
+        swap = swap if swap["args"] != op.args else {}
+    if not swap:
+        return op
     new = op.clone(**swap)
     object.__setattr__(new, "results", op.results)
     return new
