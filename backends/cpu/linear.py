@@ -1,18 +1,20 @@
-"""Linear maps and embeddings over weights laid out by column.
+"""Linear maps and embeddings over weights as they are stored, [out, in].
 
-A weight [out, in] is kept as a view of its transpose [in, out]: one row of input then streams it
-in the order in which it is stored, and many rows need no packing at each call. The processor
-multiplies bfloat16 fast only with instructions that few have, so many bfloat16 rows are
-multiplied in float32, through one scratch that all layers share.
+In float32 torch's own product reads a weight as fast as memory gives it. In bfloat16 a few rows go
+through the native kernel where there is one, and many rows are multiplied in float32 through one
+scratch that all layers share: the processor multiplies bfloat16 fast only with instructions that
+few have.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 
+from elidir.backends.cpu.native import MAX_ROWS, RowMajor, available
 from elidir.backends.cpu.registry import kernel
 from elidir.backends.protocol import Answer, Kernel, No, Yes
 from elidir.backends.reference import UNARY
@@ -21,28 +23,21 @@ from elidir.ir import Embed, FfnGated, Linear, LinearSplit, Weight
 
 Multiply: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
-# From this many rows on, converting a bfloat16 weight to float32 costs less than it saves.
-UPCAST_ROWS = 4
 # A larger weight (the output's) is converted in blocks of this many elements, 16 MB in float32.
 BLOCK_ELEMENTS = 4 << 20
 
 
-def by_column(*parts: torch.Tensor) -> torch.Tensor:
-    """Return the parts one over the other, [out, in], stored as [in, out]."""
-    return torch.cat([p.t() for p in parts], dim=1).t() if len(parts) > 1 else _columns(parts[0])
+def stacked(weights: Weights, refs: Sequence[Weight]) -> torch.Tensor:
+    """Return weights one over the other as one [out, in]; a single one is not copied."""
+    return weights.prepare("stacked", refs, _stack)
 
 
-def _columns(weight: torch.Tensor) -> torch.Tensor:
-    return weight.t().contiguous().t()
-
-
-def packed(weights: Weights, refs: Sequence[Weight]) -> torch.Tensor:
-    """Return weights as one, by column; one that is shared is rearranged once."""
-    return weights.prepare("columns", refs, by_column)
+def _stack(*parts: torch.Tensor) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
 
 def multiply(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """Return x -> x W^T + b for a weight that is stored by column."""
+    """Return x -> x W^T + b."""
     if weight.dtype is torch.bfloat16:
         return _multiply_bf16(weight, bias)
     return lambda x: F.linear(x, weight, bias)
@@ -55,11 +50,10 @@ class _Scratch(threading.local):
         self.room = torch.empty(0)
 
     def upcast(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a weight in float32, by column; it is overwritten by the next call."""
+        """Return a weight in float32; it is overwritten by the next call."""
         if self.room.numel() < weight.numel():
             self.room = torch.empty(weight.numel())
-        rows, columns = weight.shape
-        return self.room[: weight.numel()].view(columns, rows).t().copy_(weight)
+        return self.room[: weight.numel()].view(weight.shape).copy_(weight)
 
 
 SCRATCH = _Scratch()
@@ -77,11 +71,16 @@ def _multiply_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
         out = torch.cat([F.linear(x, SCRATCH.upcast(b)).to(torch.bfloat16) for b in blocks], -1)
         return out if bias is None else out.add_(bias)
 
+    few: Multiply = RowMajor(weight, bias) if available() else partial(_few, weight, bias)
+
     def run(x: torch.Tensor) -> torch.Tensor:
-        few = x.numel() < UPCAST_ROWS * inner
-        return F.linear(x, weight, bias) if few else wide(x)
+        return few(x) if x.numel() <= MAX_ROWS * inner else wide(x)
 
     return run
+
+
+def _few(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight, bias)
 
 
 def _load(weights: Weights, bias: Weight | None) -> torch.Tensor | None:
@@ -91,13 +90,13 @@ def _load(weights: Weights, bias: Weight | None) -> torch.Tensor | None:
 @kernel(Linear)
 def linear(op: Linear, weights: Weights) -> Kernel:
     """X W^T + b."""
-    return multiply(packed(weights, [op.weight]), _load(weights, op.bias))
+    return multiply(stacked(weights, [op.weight]), _load(weights, op.bias))
 
 
 @kernel(LinearSplit)
 def linear_split(op: LinearSplit, weights: Weights) -> Kernel:
     """Several linear maps of one input."""
-    both = multiply(packed(weights, [op.weight]), _load(weights, op.bias))
+    both = multiply(stacked(weights, [op.weight]), _load(weights, op.bias))
     sizes = op.sizes
     return lambda x: torch.split_with_sizes(both(x), sizes, -1)
 
@@ -105,8 +104,8 @@ def linear_split(op: LinearSplit, weights: Weights) -> Kernel:
 @kernel(FfnGated)
 def ffn_gated(op: FfnGated, weights: Weights) -> Kernel:
     """A gated feed-forward block: gate and up are one product."""
-    inner = multiply(packed(weights, [op.gate, op.up]), None)
-    outer = multiply(packed(weights, [op.down]), None)
+    inner = multiply(stacked(weights, [op.gate, op.up]), None)
+    outer = multiply(stacked(weights, [op.down]), None)
     act = UNARY[op.act]
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +123,6 @@ def _is_table(op: Embed) -> Answer:
 
 @kernel(Embed, _is_table)
 def embed(op: Embed, weights: Weights) -> Kernel:
-    """Look up rows; a table that is also the output's weight is kept once, in that layout."""
-    shared = weights.readers(op.table) & {Linear.kind, LinearSplit.kind}
-    table = packed(weights, [op.table]) if shared else weights.load(op.table)
+    """Look up rows; a table that is also the output's weight is the same tensor."""
+    table = weights.load(op.table)
     return lambda ids: F.embedding(ids, table)

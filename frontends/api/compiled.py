@@ -141,6 +141,9 @@ class Compiled:
         """
         program = self.program
         wanted = [program.options.target] if targets is None else targets
+        if program.max_positions is not None:  # the usual request may be too long for the model
+            request.setdefault("new", min(128, program.max_positions // 4))
+            request.setdefault("prompt", min(512, program.max_positions - request["new"]))
         shared = {k: v for k, v in request.items() if k != "new"}
         falls = waterfall(program.history, wanted, **shared)
         return report(program.module, wanted, waterfall=falls, **request)

@@ -163,8 +163,12 @@ def _limits(model: Any) -> dict[str, tuple[int, int]]:
 
 def _reserved(model: Any, length: int) -> int:
     """Rows of a position table that no token gets, since counting starts after the padding's."""
+    try:
+        words = model.get_input_embeddings()
+    except NotImplementedError:  # transformers finds it by its usual names only
+        words = None
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding))
-    places = (t for t in tables if t is not model.get_input_embeddings())
+    places = (t for t in tables if t is not words)
     offsets = (t.padding_idx for t in places if t.num_embeddings == length)
     return max((offset + 1 for offset in offsets if offset is not None), default=0)
 

@@ -225,11 +225,13 @@ def _reduce(op: Reduce, axes: Axes) -> int | None:
 
 
 def _take(op: Take, axes: Axes) -> int | None:
-    if op.x not in axes or op.index in axes:
+    """A lookup by token keeps the token axis of its index; one among other axes that of its input."""
+    cut = op.axis % len(op.x.type.dims)
+    if op.x not in axes:
+        return cut + axes[op.index]
+    if op.index in axes or axes[op.x] == cut:
         return None
-    axis, cut = axes[op.x], op.axis % len(op.x.type.dims)
-    if axis == cut:
-        return None
+    axis = axes[op.x]
     return axis if axis < cut else axis + len(op.index.type.dims) - 1
 
 

@@ -37,18 +37,6 @@ struct Pair {
   Floats first, second;
 };
 
-struct Float32 {
-  using Stored = float;
-  static Pair load(const float* w) {
-    Pair pair;
-    memcpy(&pair, w, sizeof pair);
-    return pair;
-  }
-  static long place(long i) { return i; }
-  static float widen(float v) { return v; }
-  static float narrow(float v) { return v; }
-};
-
 struct BFloat16 {
   using Stored = uint16_t;
   static Pair load(const uint16_t* w) {
@@ -108,7 +96,6 @@ void tile(const Job<T>& job, long out, long row) {
     for (int o = 0; o < OUTS; ++o) {
       const Stored* w = weight + o * job.inner + i;
       if (AHEAD) __builtin_prefetch((const char*)w + kAhead);
-      if (AHEAD && sizeof(Stored) == 4) __builtin_prefetch((const char*)w + kAhead + 64);
       add(o, T::load(w), i);
     }
   for (int o = 0; o < OUTS && whole < job.inner; ++o) {
@@ -171,11 +158,6 @@ int run(const void* weight, const void* bias, const void* x, void* y, long n, lo
 }  // namespace
 
 extern "C" {
-
-int elidir_linear_f32(const void* weight, const void* bias, const void* x, void* y, long rows,
-                      long inner, long outs) {
-  return run<Float32>(weight, bias, x, y, rows, inner, outs);
-}
 
 int elidir_linear_bf16(const void* weight, const void* bias, const void* x, void* y, long rows,
                        long inner, long outs) {

@@ -53,9 +53,7 @@ def run(
 def _request(new: int, sampling: dict[str, Any]) -> dict[str, Any]:
     """Return generate's arguments; any option of sampling turns sampling on, temperature 0 off."""
     given = {k: v for k, v in sampling.items() if v is not None}
-    if given.get("temperature") == 0:
-        return {"max_new_tokens": new, "do_sample": False}
-    if not given:
+    if not given or given.get("temperature") == 0:
         return {"max_new_tokens": new, "do_sample": False}
     return {"max_new_tokens": new, "do_sample": True, **given}
 

@@ -1,0 +1,44 @@
+"""The native bfloat16 kernel equals float32 arithmetic rounded once, at any size."""
+
+import pytest
+import torch
+
+from elidir.backends.cpu import native
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+
+@pytest.fixture
+def compiler() -> None:
+    """The kernels can be built here: `make` needs a C++ compiler anyway."""
+    assert native.available()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize(("outs", "inner"), [(1, 1), (5, 7), (33, 31), (96, 64), (577, 129)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_it_equals_float32_rounded(rows: int, outs: int, inner: int, with_bias: bool) -> None:
+    weight = torch.randn(outs, inner).bfloat16()
+    bias = torch.randn(outs).bfloat16() if with_bias else None
+    x = torch.randn(1, rows, inner).bfloat16()
+    found = native.RowMajor(weight, bias)(x)
+    wide = None if bias is None else bias.float()
+    wanted = torch.nn.functional.linear(x.float(), weight.float(), wide)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-7, atol=1e-3)
+
+
+def test_it_does_not_depend_on_how_rows_come() -> None:
+    weight, x = torch.randn(200, 300).bfloat16(), torch.randn(3, 300).bfloat16()
+    run = native.RowMajor(weight, None)
+    assert torch.equal(run(x), torch.cat([run(row[None]) for row in x]))
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native._library.cache_clear()
+    answer = native.available()
+    monkeypatch.undo()
+    native._library.cache_clear()
+    assert not answer
+    assert "C++ compiler" in answer.reason
