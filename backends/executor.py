@@ -204,7 +204,7 @@ def lower(
     if dtype is not None:
         region = retype(region, dtype)
     chain = _available(backends)
-    assigned = _Assigner(chain, Weights(store, module.weights, region.ops)).assign(region)
+    assigned = _Assigner(chain, Weights(store, module.weights)).assign(region)
     return _link(function.name, region, assigned, Binder(region.params, module.symbols))
 
 

@@ -7,8 +7,7 @@ is shared (converted, derived and packed copies) is remembered weakly.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, reduce
 from typing import Any, Protocol, TypeAlias
@@ -17,7 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from elidir.backends.dtypes import ir_dtype, torch_dtype
-from elidir.ir import Derived, ElidirError, Entry, Op, Tensor, Weight, nearest
+from elidir.ir import Derived, ElidirError, Entry, Tensor, Weight, nearest
 
 
 class WeightError(ElidirError):
@@ -108,16 +107,10 @@ class WeightStore:
 
 
 class Weights:
-    """The weights of one program: the entries of its module over a store, and who reads them."""
+    """The weights of one module: its table of entries over a store."""
 
-    def __init__(
-        self, store: WeightStore, entries: Mapping[str, Entry], ops: Iterable[Op] = ()
-    ) -> None:
+    def __init__(self, store: WeightStore, entries: Mapping[str, Entry]) -> None:
         self.store, self.entries = store, entries
-        self._readers: defaultdict[str, set[str]] = defaultdict(set)
-        for op in ops:
-            for weight in op.weights():
-                self._readers[self.canonical(weight.name)].add(op.kind)
 
     def load(self, weight: Weight) -> torch.Tensor:
         """Return a weight in its reference's dtype; raises `WeightError` if it does not fit."""
@@ -137,10 +130,6 @@ class Weights:
             (how, names), lambda: make(*[self.load(w) for w in weights])
         )
         return made
-
-    def readers(self, weight: Weight) -> frozenset[str]:
-        """Return the kinds of the program's ops that read a weight, under whatever name."""
-        return frozenset(self._readers[self.canonical(weight.name)])
 
     def canonical(self, name: str) -> str:
         """Return the name that a chain of aliases leads to."""

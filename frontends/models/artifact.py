@@ -1,9 +1,9 @@
 """Artifacts: a compiled program on disk, as text, safetensors and JSON, each file with its hash.
 
-`write_artifact` makes a folder whole or not at all; `read_artifact` gives the program back without transformers and
-without the model's files, weights mapped from disk in the format they came in. What is damaged, or
-is of another format, raises `ArtifactError`; nothing is unpickled. Where artifacts are kept, and
-when they are used again, is the caller's.
+`write_artifact` makes a folder whole or not at all; `read_artifact` gives the program back
+without transformers and without the model's files, weights mapped from disk in the format they
+came in. What is damaged, or is of another format, raises `ArtifactError`; nothing is unpickled.
+Where artifacts are kept, and when they are used again, is the caller's.
 """
 
 import hashlib

@@ -185,15 +185,16 @@ class Oracle:
 
         A `@step` that passes added must give the logits of `@forward`, having seen the same tokens.
         """
-        for name, found in self._run(module).items():
-            wanted = self.wanted.get(name, [])
-            if not wanted and "forward" in self.wanted:
-                wanted = self.wanted["forward"][:1]
-            for at, (a, b) in enumerate(zip(found, wanted, strict=False)):
-                error = distance(a, b)
-                if not error <= self.tolerance:
-                    return Difference(name, at, error)
-        return None
+        pairs = (
+            (name, at, distance(a, b))
+            for name, found in self._run(module).items()
+            for at, (a, b) in enumerate(zip(found, self._oracle(name), strict=False))
+        )
+        return next((Difference(*p) for p in pairs if not p[2] <= self.tolerance), None)
+
+    def _oracle(self, name: str) -> list[Any]:
+        """Return what a function must give; a new `@step` the logits of `@forward`."""
+        return self.wanted.get(name) or self.wanted.get("forward", [])[:1]
 
     def _run(self, module: Module) -> dict[str, list[Any]]:
         return {name: self._results(f, module) for name, f in module.functions.items()}

@@ -225,7 +225,7 @@ def _reduce(op: Reduce, axes: Axes) -> int | None:
 
 
 def _take(op: Take, axes: Axes) -> int | None:
-    """A lookup by token keeps the token axis of its index; one among other axes that of its input."""
+    """A lookup by token keeps its index's token axis; one along another axis keeps its input's."""
     cut = op.axis % len(op.x.type.dims)
     if op.x not in axes:
         return cut + axes[op.index]

@@ -1,4 +1,4 @@
-"""A tiny model with a tokenizer in a folder, a cache of its own, and the command line as a function."""
+"""A tiny model with a tokenizer in a folder, its own cache, and the command line as a function."""
 
 import sys
 from collections.abc import Callable

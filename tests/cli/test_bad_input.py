@@ -1,4 +1,4 @@
-"""Bad input through the command line: one sentence with the remedy, exit code 1, before any work."""
+"""Bad input through the command line: one sentence with the remedy, exit code 1, early."""
 
 from pathlib import Path
 

@@ -1,0 +1,103 @@
+"""SmolLM2-135M through the whole compiler: what was found, what was done, text, predicted cost.
+
+Run by `make demo`. Every figure printed is measured here, in this run; the cost report at the
+end is a prediction, and says what it rests on.
+"""
+
+import time
+
+import torch
+from rich.console import Console
+
+import elidir
+from elidir.frontends import load
+
+QUESTIONS = ("What is the capital of France?", "Why is the sky blue? Answer in one sentence.")
+PROMPT = "The history of the Roman Empire begins with"
+NEW = 32
+TARGETS = ("p40", "a100", "m2", "npu")
+
+console = Console(width=100, highlight=False)
+
+
+def heading(text: str) -> None:
+    """Print a heading."""
+    console.print(f"\n[bold]{text}[/bold]\n{'-' * len(text)}")
+
+
+class Printer:
+    """A streamer that prints the text of new tokens as they come."""
+
+    def __init__(self, tokenizer: object) -> None:
+        self.tokenizer, self.tokens, self.shown = tokenizer, [], ""
+        self.prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Print what the tokens of a step add to the text; the prompt is not shown."""
+        if self.prompt:
+            self.prompt = False
+            return
+        self.tokens += value.tolist()
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        console.print(text[len(self.shown) :], end="", markup=False)
+        self.shown = text
+
+    def end(self) -> None:
+        """End the line."""
+        console.print()
+
+
+def ask(fast: elidir.Compiled, tokenizer: object, question: str) -> None:
+    """Print a question and the model's answer."""
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    console.print(f"\n> {question}", markup=False)
+    fast.generate(ids, max_new_tokens=60, do_sample=False, streamer=Printer(tokenizer))
+
+
+def timed(model: object, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return greedy tokens, and new tokens in a second."""
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    model.generate(ids, max_new_tokens=2, **options)
+    started = time.perf_counter()
+    out = model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, **options)
+    return out, NEW / (time.perf_counter() - started)
+
+
+def compare(model: object, fast: elidir.Compiled, tokenizer: object) -> None:
+    """Print whether tokens are those of transformers, and the speed of both."""
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    wanted, eager = timed(model, ids)
+    found, ours = timed(fast, ids)
+    same = "identical" if torch.equal(found, wanted) else "NOT identical"
+    console.print(f"{NEW} greedy tokens after {PROMPT!r}: {same} to transformers'")
+    ratio = f"x{ours / eager:.2f}"
+    console.print(f"transformers {eager:.1f} tokens/s, elidir {ours:.1f} tokens/s, {ratio}")
+
+
+def main() -> None:
+    """Run the demo."""
+    heading("Load and compile SmolLM2-135M-Instruct (float32)")
+    loaded = load("smollm2")
+    console.print(f"loaded in {loaded.seconds:.1f} s")
+    fast = elidir.compile(loaded.model)
+    for stage, seconds in fast.stats["seconds"].items():
+        console.print(f"{stage:<16}{seconds:6.2f} s")
+    heading("The program as raised: thirty layers are one body")
+    text = fast.history[0][1]
+    console.print(text[text.index("  body @") :], markup=False, soft_wrap=True)
+    heading("Text")
+    for question in QUESTIONS:
+        ask(fast, loaded.tokenizer, question)
+    heading("Beside transformers, in this run")
+    compare(loaded.model, fast, loaded.tokenizer)
+    heading("What each pass did")
+    console.print(fast.explain(), markup=False, soft_wrap=True)
+    heading("Predicted cost")
+    report = fast.report(TARGETS, prompt=512, new=128).to_text()
+    console.print(report, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
