@@ -149,7 +149,8 @@ def _write_weights(store: WeightStore, path: Path) -> dict[str, Any]:
         if block is not None:
             blocks[name] = {"format": block.format, "shape": block.shape}
         shared = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if shared in seen else tensor.contiguous()
+        apart = tensor.clone(memory_format=torch.contiguous_format) if shared in seen else tensor
+        tensors[name] = apart.contiguous()
         seen.add(shared)
     save_file(tensors, path)
     return blocks

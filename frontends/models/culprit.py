@@ -13,7 +13,6 @@ from elidir.passes import (
     Instrument,
     Pass,
     Pipeline,
-    PipelineLike,
     bisect,
     reproducer_text,
 )
@@ -34,13 +33,12 @@ class Finding:
         )
 
 
-def find_culprit(module: Module, pipeline: PipelineLike, oracle: Oracle) -> Finding:
+def find_culprit(module: Module, pipeline: Pipeline, oracle: Oracle) -> Finding:
     """Return the first rewrite of a pipeline after which the oracle finds a difference.
 
     Raises:
         BisectError: the result is good, or bad without any rewrite.
     """
-    pipeline = Pipeline.of(pipeline)
     culprit = bisect(module, pipeline, lambda made: oracle.difference(made) is None)
     steps = _Steps(Fuel(culprit.fuel))
     result = pipeline.run(module, fuel=steps.fuel, instruments=[steps])

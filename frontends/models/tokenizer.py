@@ -6,7 +6,7 @@ needs neither transformers nor the model's files. Nothing here knows a model.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -76,21 +76,35 @@ class Tokenizer:
 
     def stream(self) -> "Stream":
         """Return a decoder that takes one token at a time."""
-        from tokenizers.decoders import DecodeStream
-
-        return Stream(self.backend, DecodeStream(skip_special_tokens=True))
+        return Stream(self)
 
 
-@dataclass(frozen=True, eq=False)
+BROKEN = "\ufffd"
+"""What a text ends with when it stops within a character."""
+
+
+@dataclass
 class Stream:
     """Decodes token by token: a character of several tokens comes with the last of them."""
 
-    backend: Any
-    decoder: Any
+    tokenizer: Tokenizer
+    _ids: list[int] = field(default_factory=list)
+    _sent: int = 0
 
     def step(self, token: int) -> str:
         """Return the text that is complete with this token."""
-        return self.decoder.step(self.backend, token) or ""
+        self._ids.append(token)
+        text = self.tokenizer.decode(self._ids)
+        if text.endswith(BROKEN):
+            return ""
+        new, self._sent = text[self._sent :], len(text)
+        if text.endswith("\n"):  # what follows does not hang on what came before
+            self._ids, self._sent = [], 0
+        return new
+
+    def end(self) -> str:
+        """Return what is left, though a character may not be whole."""
+        return self.tokenizer.decode(self._ids)[self._sent :]
 
 
 def _unpadded(text: str) -> str:

@@ -9,7 +9,7 @@ from tests.cli.conftest import POSITIONS, Elidir
 IR = """module @m stage=raised {
   sym T in [1, 64]
   func @forward(%x: f32[T, 8]) {
-    %a = ad %x, %x : f32[T, 8]
+    %a = adds %x, %x : f32[T, 8]
     return %a
   }
 }
@@ -100,7 +100,7 @@ def test_a_malformed_file_of_ir(elidir: Elidir, tmp_path: Path) -> None:
 
 def test_the_rest(elidir: Elidir, tmp_path: Path) -> None:
     file = tmp_path / "m.ir"
-    file.write_text(IR.replace("ad %x", "add %x"))
+    file.write_text(IR.replace("adds %x", "add %x"))
     assert "did you mean 'cse'?" in refused(elidir, "passes", "csee")
     assert "did you mean 'cpu'?" in refused(elidir, "backends", "cpuu")
     assert "only this host can be measured" in refused(elidir, "targets", "p40", "--measure")

@@ -47,7 +47,7 @@ def test_tokens_are_those_of_transformers_first_and_from_the_cache(
 def test_the_text_goes_to_stdout_alone(elidir: Elidir, folder: Path) -> None:
     data = run_json(elidir, folder, "Hi", "--max-new-tokens", 8)
     said = elidir("run", folder, "Hi", "--max-new-tokens", 8)
-    assert said.out.rstrip("\n") == data["text"].rstrip("\n").removesuffix("\ufffd")
+    assert said.out.rstrip("\n") == data["text"].rstrip("\n")
     assert "tokens/s" in said.err
 
 

@@ -13,6 +13,8 @@ import typer
 from elidir.cli import options as opts
 from elidir.cli import output
 
+USUAL_LENGTH = 256
+
 
 def run(
     model: opts.Model,
@@ -21,7 +23,9 @@ def run(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to make at most.")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to make at most.", show_default=str(USUAL_LENGTH))
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; 0 takes the best token.")
     ] = None,
@@ -43,6 +47,7 @@ def run(
     with output.progress() as notify:
         compiled = _compiled(model, prompt, chosen, notify)
         ids = _encode(compiled, prompt, chat)
+    request.setdefault("max_new_tokens", _room(compiled, len(ids)))
     streamer = _Streamer(compiled.tokenizer.stream(), len(ids), silent=json)
     made = compiled.generate([ids], streamer=streamer, **request)[0].tolist()[len(ids) :]
     if json:
@@ -50,12 +55,19 @@ def run(
     return output.note(_summary(streamer))
 
 
-def _request(new: int, sampling: dict[str, Any]) -> dict[str, Any]:
+def _room(compiled: Any, length: int) -> int:
+    """Return the usual number of new tokens, or as many as the model has positions for."""
+    limit = compiled.program.max_positions
+    return USUAL_LENGTH if limit is None else max(1, min(USUAL_LENGTH, limit + 1 - length))
+
+
+def _request(new: int | None, sampling: dict[str, Any]) -> dict[str, Any]:
     """Return generate's arguments; any option of sampling turns sampling on, temperature 0 off."""
     given = {k: v for k, v in sampling.items() if v is not None}
+    length = {} if new is None else {"max_new_tokens": new}
     if not given or given.get("temperature") == 0:
-        return {"max_new_tokens": new, "do_sample": False}
-    return {"max_new_tokens": new, "do_sample": True, **given}
+        return length | {"do_sample": False}
+    return length | {"do_sample": True} | given
 
 
 def _checked(prompt: str, request: dict[str, Any], *named: Any) -> Any:
@@ -120,9 +132,9 @@ class _Streamer:
             typer.echo(text, nl=False)
 
     def end(self) -> None:
-        """End the line."""
+        """Write what is left, and end the line."""
         if not self.silent:
-            typer.echo()
+            typer.echo(self.decoder.end())
 
     @property
     def rate(self) -> float | None:

@@ -1,0 +1,223 @@
+"""Artifacts: what is read back runs as what was written, and what is damaged is refused."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from elidir.backends import WeightStore
+from elidir.compiled import Compiled
+from elidir.frontends import (
+    Artifact,
+    ArtifactError,
+    Options,
+    Program,
+    Storage,
+    Tokenizer,
+    build,
+    read_artifact,
+    write_artifact,
+)
+from elidir.frontends.artifact import file_hash
+from tests.zoo import NAMED
+
+LLAMA = NAMED["llama"]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    """A tiny model of transformers, one of its weights stored in blocks."""
+    model = LLAMA.factory()
+    name, weight = next((n, p) for n, p in model.named_parameters() if p.dim() == 2)
+    half = weight.detach().half()
+    weight.data = half.float()
+    raw = half.view(torch.uint8).numpy().reshape(half.shape[0], -1)
+    stored = {name: Storage("f16", np.ascontiguousarray(raw), tuple(half.shape))}
+    return build(model, Options(), storages=stored)
+
+
+@pytest.fixture
+def folder(program: Program, tmp_path: Path) -> Path:
+    path = tmp_path / "artifact"
+    write_artifact(Artifact(program), path)
+    return path
+
+
+def test_the_program_comes_back(program: Program, folder: Path) -> None:
+    found = read_artifact(folder, program.options).program
+    assert str(found.module) == str(program.module)
+    assert str(found.raised) == str(program.raised)
+    assert [(n, str(m)) for n, m in found.history] == [(n, str(m)) for n, m in program.history]
+    assert found.result.records == program.result.records
+    assert replace(found.face, out_spec=None) == replace(program.face, out_spec=None)
+    assert Compiled.of(found).explain().splitlines()[0] in Compiled.of(program).explain()
+
+
+def test_it_computes_the_same_to_the_bit(program: Program, folder: Path) -> None:
+    inputs = LLAMA.example(2, 9)
+    wanted = Compiled.of(program)(**inputs)
+    loaded = Compiled.of(read_artifact(folder, program.options).program)
+    found = loaded(**inputs)
+    assert type(found) is type(wanted)
+    assert torch.equal(found.logits, wanted.logits)
+    ids = inputs["input_ids"][:1]
+    assert torch.equal(
+        loaded.generate(ids, max_new_tokens=6),
+        Compiled.of(program).generate(ids, max_new_tokens=6),
+    )
+
+
+def test_blocks_stay_blocks(program: Program, folder: Path) -> None:
+    store = read_artifact(folder, program.options).program.store
+    (name,) = json.loads((folder / "meta.json").read_text().partition("\n")[2])["weights"]
+    found, wanted = store.source(name), program.store.source(name)
+    assert found.storage.format == wanted.storage.format == "f16"
+    assert found.storage.raw.dtype == np.uint8
+    assert found.sha == wanted.sha
+    assert torch.equal(found.load(), wanted.load())
+
+
+def test_reading_needs_neither_transformers_nor_capture(program: Program, folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from elidir.frontends import Options, read_artifact\n"
+        f"p = read_artifact(Path({str(folder)!r}), Options()).program; p.step\n"
+        "print('transformers' in sys.modules, 'networkx' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["False", "False"], run.stderr
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "weights.safetensors", "000.ir"])
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda p: p.write_bytes(b"")])
+def test_damage_is_refused(
+    program: Program, folder: Path, name: str, harm: Callable[[Path], Any]
+) -> None:
+    harm(folder / name)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_artifact(folder, program.options)
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the description, and make its hash fit."""
+    import hashlib
+
+    meta = folder / "meta.json"
+    data = json.loads(meta.read_text().partition("\n")[2])
+    change(data)
+    text = json.dumps(data)
+    meta.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def test_another_format_is_refused(program: Program, folder: Path) -> None:
+    reseal(folder, lambda data: data.update(format=99))
+    with pytest.raises(ArtifactError, match="of format 99"):
+        read_artifact(folder, program.options)
+
+
+def test_a_file_does_not_choose_what_is_imported(program: Program, folder: Path) -> None:
+    def foreign(data: dict[str, Any]) -> None:
+        data["output"] = data["output"].replace("transformers.modeling_outputs", "antigravity")
+
+    reseal(folder, foreign)
+    found = Compiled.of(read_artifact(folder, program.options).program)
+    with pytest.raises(ArtifactError, match="antigravity"):
+        found(**LLAMA.example(1, 5))
+    assert "antigravity" not in sys.modules
+
+
+def test_a_folder_that_is_there_is_replaced_whole(program: Program, folder: Path) -> None:
+    (folder / "left.over").write_text("old")
+    write_artifact(Artifact(program), folder)
+    assert not (folder / "left.over").exists()
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    read_artifact(folder, program.options)
+
+
+def test_a_write_that_fails_leaves_what_was_there(program: Program, folder: Path) -> None:
+    before = {p.name: file_hash(p) for p in folder.iterdir()}
+    broken = replace(program, history=program.history[1:])
+    with pytest.raises(ArtifactError, match="begin and end"):
+        write_artifact(Artifact(broken), folder)
+    assert {p.name: file_hash(p) for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_weights_that_share_memory_are_written_apart(program: Program, tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    store = WeightStore({"a": base, "b": base[1:], "c": base.t()})
+    write_artifact(Artifact(replace(program, store=store)), tmp_path / "a")
+    found = read_artifact(tmp_path / "a", program.options).program.store
+    for name in store:
+        assert torch.equal(found.source(name).load(), store.source(name).load())
+
+
+class Pair(nn.Module):
+    """A module with a nested output of plain containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"a": self.linear(x), "b": (x * 2, [x + 1])}
+
+
+def test_outputs_of_plain_containers(tmp_path: Path) -> None:
+    model, x = Pair(), torch.randn(3, 4)
+    program = build(model, Options(), (x,))
+    write_artifact(Artifact(program), tmp_path / "a")
+    found = Compiled.of(read_artifact(tmp_path / "a", program.options).program)(x)
+    torch.testing.assert_close(found, model(x))
+
+
+# ---- tokenizers
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    from tests.cli.conftest import byte_tokenizer
+
+    return byte_tokenizer()
+
+
+def test_a_tokenizer_comes_back(program: Program, theirs: Any, tmp_path: Path) -> None:
+    write_artifact(Artifact(program, Tokenizer.of(theirs)), tmp_path / "a")
+    found = read_artifact(tmp_path / "a", program.options).tokenizer
+    assert found is not None
+    text = "Wörter, 言葉 and 🙂"
+    assert found.encode(text) == theirs(text).input_ids
+    assert found.decode(found.encode(text)) == text
+    messages = [{"role": "user", "content": text}]
+    wanted = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert found.chat(messages) == wanted
+    assert found.encode_chat(text) == theirs(wanted, add_special_tokens=False).input_ids
+
+
+def test_a_stream_holds_back_half_a_character(theirs: Any) -> None:
+    found = Tokenizer.of(theirs)
+    assert found is not None
+    text = "a言\nb🙂"
+    ids = found.encode(text)
+    stream = found.stream()
+    parts = [stream.step(i) for i in ids]
+    assert "".join(parts) == text
+    assert parts[1:4] == ["", "", "言"]
+    assert stream.end() == ""
+    cut = found.stream()
+    assert [cut.step(i) for i in ids[:2]] == ["a", ""]
+    assert cut.end() == "\ufffd"
