@@ -65,13 +65,19 @@ def timed(model: object, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     return out, NEW / (time.perf_counter() - started)
 
 
+def _first(found: torch.Tensor, wanted: torch.Tensor) -> str:
+    """Say where tokens begin to differ from transformers'."""
+    at = int((found != wanted).int().argmax())
+    return f"token {at} is {int(found[0, at])}, and transformers' {int(wanted[0, at])}"
+
+
 def compare(model: object, fast: elidir.Compiled, tokenizer: object) -> None:
     """Print whether tokens are those of transformers, and the speed of both."""
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     wanted, eager = timed(model, ids)
     found, ours = timed(fast, ids)
-    same = "identical" if torch.equal(found, wanted) else "NOT identical"
-    console.print(f"{NEW} greedy tokens after {PROMPT!r}: {same} to transformers'")
+    same = "identical to transformers'" if torch.equal(found, wanted) else _first(found, wanted)
+    console.print(f"{NEW} greedy tokens after {PROMPT!r}: {same}", markup=False)
     ratio = f"x{ours / eager:.2f}"
     console.print(f"transformers {eager:.1f} tokens/s, elidir {ours:.1f} tokens/s, {ratio}")
 
