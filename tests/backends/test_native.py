@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from elidir.backends.cpu import native
+from elidir.ir import ElidirError
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -42,3 +43,18 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     native._library.cache_clear()
     assert not answer
     assert "C++ compiler" in answer.reason
+
+
+def test_rows_that_do_not_fit_are_refused_not_read() -> None:
+    run = native.RowMajor(torch.zeros(4, 6).bfloat16(), None)
+    for x in (torch.zeros(1, 6), torch.zeros(1, 5).bfloat16()):
+        with pytest.raises(ElidirError, match="rows of 6"):
+            run(x)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(4, 6), torch.zeros(6, 4).bfloat16().t()], ids=["float32", "strided"]
+)
+def test_weights_that_do_not_fit_are_refused(weight: torch.Tensor) -> None:
+    with pytest.raises(ElidirError, match="contiguous bfloat16"):
+        native.RowMajor(weight, None)

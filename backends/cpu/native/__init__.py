@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from elidir.backends.protocol import Answer, No, Yes
+from elidir.backends.protocol import Answer, BackendError, No, Yes
 
 MAX_ROWS = 3
 SOURCE = Path(__file__).with_name("gemv.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-DAHEAD=8192")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _WORDS = (ctypes.c_void_p,) * 4 + (ctypes.c_long,) * 3
 
 
@@ -37,8 +37,14 @@ class RowMajor:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         library = _library()
         if isinstance(library, str):
-            raise RuntimeError(library)
-        self.weight, self.bias = weight, bias
+            raise BackendError(library)
+        bias = None if bias is None else bias.contiguous()
+        held = (weight,) if bias is None else (weight, bias)
+        if not weight.is_contiguous() or any(t.dtype is not torch.bfloat16 for t in held):
+            raise BackendError(
+                "the kernel takes a contiguous bfloat16 weight and bias; convert them"
+            )
+        self.weight, self.bias = weight, bias  # held, since the kernel reads them by address
         self._call = library.elidir_linear_bf16
         self._weight = weight.data_ptr()
         self._bias = None if bias is None else bias.data_ptr()
@@ -46,14 +52,18 @@ class RowMajor:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return x W^T + b for x of at most `MAX_ROWS` rows."""
+        if x.dtype is not torch.bfloat16 or x.shape[-1] != self._inner:
+            raise BackendError(
+                f"the kernel takes bfloat16 rows of {self._inner}, not {x.dtype} of {x.shape[-1]}"
+            )
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], self._outs))
-        rows = x.numel() // self._inner
+        rows = out.numel() // self._outs if self._outs else 0
         failed = self._call(
             self._weight, self._bias, x.data_ptr(), out.data_ptr(), rows, self._inner, self._outs
         )
         if failed:
-            raise MemoryError("no room for the rows of a linear map")
+            raise BackendError("no memory is left for the rows of a linear map; free some")
         return out
 
 
@@ -69,7 +79,8 @@ def _library() -> "ctypes.CDLL | str":
         library = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or str(error)
-        return f"the kernels cannot be built: {str(detail).strip().splitlines()[-1][:200]}"
+        last = (str(detail).strip().splitlines() or ["the compiler does not say why"])[-1]
+        return f"the kernels cannot be built: {last[:200]}"
     library.elidir_linear_bf16.argtypes = _WORDS
     return library
 

@@ -28,7 +28,6 @@ constexpr int kLanes = 8;
 constexpr long kStep = 2 * kLanes;  // elements of W per step: two vectors of float32
 constexpr long kOuts = 4;           // rows of W that are read side by side
 constexpr long kSmall = 1 << 15;    // elements of W below which one thread is enough
-constexpr long kAhead = AHEAD;      // bytes
 
 typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes), aligned(2)));
@@ -76,7 +75,8 @@ inline float total(Floats v) {
   return sum[0];
 }
 
-// OUTS outputs, from `out` on, of ROWS rows, from `row` on.
+// OUTS outputs, from `out` on, of ROWS rows, from `row` on. The loops over both are unrolled by
+// command: the sums stay in registers only then.
 template <class T, int OUTS, int ROWS>
 void tile(const Job<T>& job, long out, long row) {
   using Stored = typename T::Stored;
@@ -84,6 +84,7 @@ void tile(const Job<T>& job, long out, long row) {
   const Stored* weight = job.weight + out * job.inner;
   const float* x = job.x + row * job.padded;
   auto add = [&](int o, Pair w, long at) {
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
       Pair v;
       memcpy(&v, x + r * job.padded + at, sizeof v);
@@ -91,19 +92,28 @@ void tile(const Job<T>& job, long out, long row) {
       sums[o][r].second += w.second * v.second;
     }
   };
+  // Ask for what the next group of outputs will read here, in bytes; far enough, not too far.
+  const long group = kOuts * job.inner * sizeof(Stored);
+  const long ahead = group < 4096 ? 4096 : group > 16384 ? 16384 : group;
   const long whole = job.inner / kStep * kStep;
   for (long i = 0; i < whole; i += kStep)
+#pragma GCC unroll 4
     for (int o = 0; o < OUTS; ++o) {
       const Stored* w = weight + o * job.inner + i;
-      if (AHEAD) __builtin_prefetch((const char*)w + kAhead);
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + ahead);
       add(o, T::load(w), i);
     }
-  for (int o = 0; o < OUTS && whole < job.inner; ++o) {
+  const long left = job.inner - whole;
+#pragma GCC unroll 4
+  for (int o = 0; o < OUTS; ++o) {
+    if (!left) continue;
     Stored rest[kStep] = {};
-    memcpy(rest, weight + o * job.inner + whole, (job.inner - whole) * sizeof(Stored));
+    memcpy(rest, weight + o * job.inner + whole, left * sizeof(Stored));
     add(o, T::load(rest), whole);
   }
+#pragma GCC unroll 4
   for (int o = 0; o < OUTS; ++o)
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
       float bias = job.bias ? T::widen(job.bias[out + o]) : 0.0f;
       job.y[(row + r) * job.outs + out + o] =
