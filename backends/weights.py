@@ -84,10 +84,6 @@ class WeightStore:
             raise WeightError(f"weight '{name}' is not in the store{nearest(name, self._sources)}")
         return self._sources[name]
 
-    def release(self) -> None:
-        """Let go of every source: what is lowered has what it needs, nothing more can be."""
-        self._sources.clear()
-
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what is remembered under `key`, or make it; forgotten when nobody holds it."""
         found = self._shared.get(key)

@@ -6,7 +6,6 @@ is unknown is None, never 0. A target says nothing about models, engines or ops.
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -16,7 +15,7 @@ import yaml
 
 from elidir.cost_models.errors import TargetError
 from elidir.cost_models.schema import Place, Provenance, Quantity, build, number, read_yaml
-from elidir.ir import nearest
+from elidir.ir import cache_folder, nearest
 
 SHIPPED = FilePath(__file__).parent / "targets"
 ARITHMETIC = frozenset("f64 f32 tf32 f16 bf16 i8 i4".split())
@@ -129,9 +128,7 @@ def _alias(target: str) -> str:
 
 def measured_file(name: str) -> FilePath:
     """Return where a measurement of this machine is kept; `load_target` reads it first."""
-    home = os.environ.get("ELIDIR_CACHE")
-    cache = FilePath(home) if home else FilePath.home() / ".cache" / "elidir"
-    return cache / "targets" / f"{name}.yaml"
+    return cache_folder() / "targets" / f"{name}.yaml"
 
 
 def dump_target(target: Target) -> str:

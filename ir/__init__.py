@@ -32,6 +32,7 @@ from elidir.ir.op import (
 from elidir.ir.ops import *  # noqa: F403 - the dialect is public as a whole
 from elidir.ir.ops import __all__ as _dialect
 from elidir.ir.parser import parse_attribute, parse_module, parse_type, split
+from elidir.ir.places import cache_folder
 from elidir.ir.printer import Printer, fold_module, format_attribute, format_module
 from elidir.ir.rewriter import (
     Builder,
@@ -97,6 +98,7 @@ __all__ = [
     "Weight",
     "as_dim",
     "broadcast",
+    "cache_folder",
     "ceildiv",
     "count_uses",
     "decompose",

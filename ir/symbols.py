@@ -69,6 +69,8 @@ def evaluate(dim: Dim, bindings: dict[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     value = dim.xreplace({symbol(k): sympy.Integer(v) for k, v in bindings.items()})
+    if not value.is_Integer and not value.free_symbols:
+        value = value.doit()  # sympy may leave max(1, 2) standing inside what it rebuilt
     if not value.is_Integer:
         known = ", ".join(f"{k}={v}" for k, v in bindings.items()) or "nothing"
         raise ElidirError(f"{format_dim(dim)} has no value under {known}; bind all its symbols")

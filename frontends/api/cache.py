@@ -30,6 +30,7 @@ from elidir.frontends import (
     source_files,
     write_artifact,
 )
+from elidir.ir import cache_folder
 from elidir.passes import framed
 
 KEPT = 8
@@ -118,19 +119,11 @@ def _prune(root: Path) -> None:
 # ---- where, and under what name
 
 
-def cache_root() -> Path:
-    """Return the folder of the cache: $ELIDIR_CACHE, or the user's usual place."""
-    if home := os.environ.get("ELIDIR_CACHE"):
-        return Path(home)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "elidir"
-
-
 def entry(name: str, files: tuple[Path, ...], options: Options) -> Path:
     """Return the folder of a compiled model: its name, and a hash of what it depends on."""
     text = json.dumps(_ingredients(files, options), sort_keys=True)
     stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
-    return cache_root() / "models" / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return cache_folder() / "models" / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _ingredients(files: tuple[Path, ...], options: Options) -> dict[str, Any]:

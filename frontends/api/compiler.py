@@ -45,12 +45,8 @@ def compile(
         dtype: floats of the program, such as torch.bfloat16; None keeps the model's.
         disable: give the model back uncompiled, as torch.compile does.
 
-    Returns:
-        `Compiled`; for a Module class, what makes compiled instances of it.
-
-    Raises:
-        ElidirError: an option is unknown or out of range (said before any long work), or the model
-            cannot be captured.
+    Returns `Compiled`; for a Module class, what makes compiled instances of it. Raises
+    `ElidirError` for a wrong option (before any long work) or a model that cannot be captured.
     """
     if model is None:
         options = {k: v for k, v in locals().items() if k != "model"}
@@ -58,6 +54,10 @@ def compile(
     if disable:
         return model
     chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
+    return _compiled(model, chosen, example_inputs)
+
+
+def _compiled(model: Any, chosen: Options, example_inputs: Any) -> Any:
     if isinstance(model, str):
         from elidir.cache import compile_named
 

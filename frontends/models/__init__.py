@@ -8,7 +8,7 @@ modules at first use, since a program that is read from disk needs neither captu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from elidir.frontends.capture import Capture, capture, rebuild
+from elidir.frontends.capture import Capture, capture
 from elidir.frontends.signature import CaptureError
 from elidir.frontends.untouched import is_hugging_face
 
@@ -52,7 +52,6 @@ __all__ = [
     "random_weights",
     "read_artifact",
     "read_gguf",
-    "rebuild",
     "source_files",
     "write_artifact",
 ]

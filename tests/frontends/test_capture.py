@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from elidir.frontends.capture import Capture, Origin, capture, evaluate, rebuild, run
+from elidir.frontends.capture import Capture, Origin, capture
 from elidir.frontends.signature import CaptureError, Role
 from tests.zoo import NAMED, Entry, Inputs, decoder, exact, plain_inputs
 
@@ -65,6 +65,20 @@ def of(known: Captured, batch: int, length: int) -> Inputs:
     """Inputs of a family, those that its capture takes."""
     names = {i.name for i in known.graph.inputs}
     return {k: v for k, v in known.entry.example(batch, length).items() if k in names}
+
+
+def run(graph: Capture, inputs: Inputs) -> list[Any]:
+    """The flat outputs of a captured graph."""
+    bound = {name: source.tensor for name, source in graph.weights.items()}
+    bound |= {i.placeholder: inputs[i.name] for i in graph.inputs}
+    placeholders = graph.graph.graph.find_nodes(op="placeholder")
+    with torch.no_grad():
+        return list(graph.graph(*(bound[node.name] for node in placeholders)))
+
+
+def rebuild(graph: Capture, flat: list[Any]) -> Any:
+    """The model's own kind of output."""
+    return pytree.tree_unflatten(flat, graph.out_spec)
 
 
 def eager(model: nn.Module, inputs: Inputs) -> Any:
@@ -158,27 +172,6 @@ def test_paths_name_the_module_that_made_a_node() -> None:
     paths = [node.meta["path"] for node in linears]
     assert paths[0] == "model.layers.0.self_attn.q_proj"
     assert paths[-1] == "lm_head"
-
-
-# evaluating
-
-
-def test_evaluate_runs_only_what_is_asked() -> None:
-    known = captured("mistral")
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    nodes = known.graph.graph.graph.find_nodes(op="call_function", target=attention)
-    inputs = {"attention_mask": torch.ones(1, 9, dtype=torch.long)}
-    (mask,) = evaluate(known.graph, [nodes[0].args[3]], inputs)
-    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij")
-    assert torch.equal(mask[0, 0], (columns <= rows) & (columns > rows - 5))
-
-
-def test_evaluate_names_a_missing_input() -> None:
-    known = captured("llama")
-    (output,) = known.graph.graph.graph.find_nodes(op="output")
-    logits: fx.Node = output.args[0][0]
-    with pytest.raises(CaptureError, match="attention_mask is missing"):
-        evaluate(known.graph, [logits], {"input_ids": torch.zeros(1, 2, dtype=torch.long)})
 
 
 # modules and functions of any kind

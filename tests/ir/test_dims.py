@@ -18,6 +18,11 @@ from tests.strategies import dims
 B, S, N, T = symbol("B"), symbol("S"), symbol("N"), symbol("T")
 
 
+def test_a_maximum_of_numbers_that_sympy_leaves_standing_has_a_value() -> None:
+    dim = sympy.Min(B, sympy.Max(1, 2, evaluate=False))
+    assert ir.evaluate(dim, {"B": 3}) == 2
+
+
 @settings(max_examples=100)
 @given(dims())
 def test_text_reads_back_to_the_same_text_and_values(dim: ir.Dim) -> None:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from elidir.backends.protocol import Answer, BackendError, No, Yes
+from elidir.ir import cache_folder
 
 MAX_ROWS = 3
 SOURCE = Path(__file__).with_name("gemv.cpp")
@@ -70,8 +72,9 @@ class RowMajor:
 @functools.cache
 def _library() -> "ctypes.CDLL | str":
     """Return the loaded library, or why there is none."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler or not shutil.which(compiler):
+    named = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
+    compiler = shlex.split(named)
+    if not compiler or not shutil.which(compiler[0]):
         return "there is no C++ compiler; install g++, or name one in CXX"
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the kernels are written for x86-64, not {platform.machine()}"
@@ -85,28 +88,20 @@ def _library() -> "ctypes.CDLL | str":
     return library
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: list[str]) -> Path:
     """Return the shared library, compiled if this source, compiler and processor have none yet."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
     parts = (SOURCE.read_text(), version.stdout, " ".join(FLAGS), _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    path = _folder() / f"gemv-{key}.so"
+    path = cache_folder() / "native" / f"gemv-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
-            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(path)  # atomic: two processes may build at once
     return path
-
-
-def _folder() -> Path:
-    base = os.environ.get("ELIDIR_CACHE")
-    if base:
-        return Path(base) / "native"
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "elidir" / "native"
 
 
 def _processor() -> str:

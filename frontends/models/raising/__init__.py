@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from elidir.frontends.capture import Capture, Role
-from elidir.frontends.raising import aten as _table  # noqa: F401 - fills the table of handlers
+from elidir.frontends.raising import aten, aten_products, aten_shapes  # noqa: F401 - fill a table
 from elidir.frontends.raising.activations import ActivationRule
 from elidir.frontends.raising.experts import experts_rule
 from elidir.frontends.raising.heads import heads_rule, key_heads_rule, unflatten_rule

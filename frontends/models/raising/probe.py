@@ -15,10 +15,7 @@ from elidir.backends import WeightStore, lower
 from elidir.ir import (
     Const,
     DType,
-    Full,
     Function,
-    Iota,
-    Layer,
     Module,
     Op,
     Region,
@@ -156,8 +153,3 @@ def constant_weight(value: Any, op_of: OpOf) -> Weight | None:
     """Return the weight that a value is, or None."""
     op = op_of(value)
     return op.weight if isinstance(op, Const) else None
-
-
-def is_leaf(op: Op) -> bool:
-    """Whether an op makes a value from nothing."""
-    return isinstance(op, Const | Full | Iota) and not isinstance(op, Layer)
