@@ -51,9 +51,10 @@ wheel: .venv-test/.ready
 	$(BIN)/python -m pip --python .venv-test/bin/python install --quiet --no-deps \
 		--force-reinstall dist/elidir-*.whl
 
-lint: setup  ## ruff: rules and formatting
+lint: setup  ## ruff's rules and formatting, and the site of the documentation
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --quiet --strict
 
 types: wheel  ## mypy strict and the import contracts, on the installed wheel
 	$(BIN)/mypy --python-executable .venv-test/bin/python \
@@ -82,4 +83,4 @@ bench: setup .venv-bench/.ready  ## elidir beside transformers, llama.cpp and Op
 	$(BIN)/python -m benchmarks.size_and_startup
 
 clean:  ## remove what was built, but not the environments
-	rm -rf build/lib build/bdist* dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build/lib build/bdist* build/site dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
