@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
 from elidir.explain import explain_program
-from elidir.frontends import Options, Program, build, is_hugging_face
+from elidir.frontends import Options, Program, Quality, build, is_hugging_face
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
 
 
@@ -83,9 +83,13 @@ class Compiled:
         """
         if input_ids is None:
             raise ElidirError("generate needs token ids; give input_ids=")
-        return generate(self._language_model(), input_ids, attention_mask, **options)
+        return generate(self.language_model(), input_ids, attention_mask, **options)
 
-    def _language_model(self) -> LanguageModel:
+    def language_model(self) -> LanguageModel:
+        """Return the model as generation and evaluation take it.
+
+        Raises `ElidirError` for a model that cannot generate.
+        """
         program = self.program
         names = [p.name for p in program.module["forward"].region.params]
         limits: dict[str, Any] = {
@@ -147,6 +151,18 @@ class Compiled:
         shared = {k: v for k, v in request.items() if k != "new"}
         falls = waterfall(program.history, wanted, **shared)
         return report(program.module, wanted, waterfall=falls, **request)
+
+    def quality(self, texts: Any, **options: Any) -> Quality:
+        """Return how near the model is to the original on some text, as tables and as data.
+
+        KL, agreement on the most likely token and perplexity, with intervals, and the speed of
+        both. `texts` is a text, a path or token ids, or several; options are those of
+        `elidir.frontends.measure_quality`: window, most, feeding, batch, seed, tokenizer.
+        Raises `ElidirError` for a text or a model that cannot be scored, before any step.
+        """
+        from elidir.evaluate import quality
+
+        return quality(self, texts, **options)
 
     def __repr__(self) -> str:
         if self._program is None:

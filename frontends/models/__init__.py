@@ -15,6 +15,17 @@ from elidir.frontends.untouched import is_hugging_face
 if TYPE_CHECKING:
     from elidir.frontends.artifact import Artifact, ArtifactError, read_artifact, write_artifact
     from elidir.frontends.culprit import Finding, find_culprit
+    from elidir.frontends.evaluation import (
+        Estimate,
+        EvaluationError,
+        Feeding,
+        Quality,
+        check_scorable,
+        measure_quality,
+        original_program,
+        read_text,
+        token_windows,
+    )
     from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
     from elidir.frontends.huggingface import Loaded, check_length, load, source_files
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
@@ -28,8 +39,11 @@ __all__ = [
     "Capture",
     "CaptureError",
     "Difference",
+    "Estimate",
+    "EvaluationError",
     "Face",
     "Feed",
+    "Feeding",
     "Finding",
     "GgufFile",
     "LoadError",
@@ -38,27 +52,37 @@ __all__ = [
     "Options",
     "Oracle",
     "Program",
+    "Quality",
     "Raised",
     "Storage",
     "Tokenizer",
     "build",
     "capture",
     "check_length",
+    "check_scorable",
     "dequantize",
     "find_culprit",
     "is_hugging_face",
     "load",
+    "measure_quality",
+    "original_program",
     "raise_capture",
     "random_weights",
     "read_artifact",
     "read_gguf",
+    "read_text",
     "source_files",
+    "token_windows",
     "write_artifact",
 ]
 
 _MODULES = {
     "artifact": "Artifact ArtifactError read_artifact write_artifact",
     "culprit": "Finding find_culprit",
+    "evaluation": (
+        "Estimate EvaluationError Feeding Quality check_scorable measure_quality original_program "
+        "read_text token_windows"
+    ),
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",
     "huggingface": "Loaded check_length load source_files",
     "numerics": "Difference Feed Numerics Oracle random_weights",

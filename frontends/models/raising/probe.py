@@ -126,7 +126,7 @@ class Probe:
         names = list(self.symbols)
         value = Value(Tensor(tuple(symbol(n) for n in names), DType.BOOL), "sizes")
         sizes = [batch if n == "B" else length for n in names]
-        return value, torch.empty((1,), dtype=torch.bool).expand(sizes)
+        return value, torch.empty((), dtype=torch.bool).expand(sizes)
 
 
 def backward(wanted: Sequence[Value], op_of: OpOf, stops: set[Value]) -> list[Op]:
