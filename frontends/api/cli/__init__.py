@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from elidir.cli import bisecting, explaining, lists, opt, reporting, running
+from elidir.cli import bisecting, compiling, explaining, lists, opt, reporting, running
 
 app = typer.Typer(
     name="elidir",
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(running.run)
+app.command()(compiling.compile)
 app.command()(reporting.report)
 app.command()(explaining.explain)
 app.command()(opt.opt)

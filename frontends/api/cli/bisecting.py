@@ -88,14 +88,16 @@ def _model(
     import torch
 
     from elidir.cache import compile_named
-    from elidir.frontends import Feed, Oracle
+    from elidir.frontends import Feed, Oracle, is_artifact
     from elidir.ir import ElidirError
+    from elidir.saving import load
 
-    compiled = compile_named(name, chosen, notify)
+    saved = is_artifact(Path(name).expanduser())
+    compiled = load(name) if saved else compile_named(name, chosen, notify)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {name} has no tokenizer that reads text; bisect its .ir file")
     program = compiled.program
     ids = torch.tensor([compiled.tokenizer.encode(prompt)])
-    feed = Feed(program.module, ids)
+    feed = Feed(program.raised, ids)
     limit = MODEL_TOLERANCE if tolerance is None else tolerance
     return steps, program.raised, Oracle(program.raised, program.store, feed, limit, None)

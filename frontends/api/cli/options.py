@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from elidir.frontends import Options
 
-MODEL = "'smollm2', a Hugging Face folder, a .gguf file, or module:factory"
+MODEL = "'smollm2', a Hugging Face folder, a .gguf file, module:factory, or a saved model"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 Pipeline = Annotated[

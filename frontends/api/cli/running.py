@@ -6,6 +6,7 @@ where the model has one.
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -86,10 +87,11 @@ def _checked(prompt: str, request: dict[str, Any], *named: Any) -> Any:
 def _compiled(model: str, prompt: str, chosen: Any, notify: Any) -> Any:
     """Return the compiled model, with a tokenizer, and ready to run."""
     from elidir.cache import compile_named
-    from elidir.frontends import check_length
+    from elidir.frontends import check_length, is_artifact
     from elidir.ir import ElidirError
 
-    check_length(model, prompt)
+    if not is_artifact(Path(model).expanduser()):
+        check_length(model, prompt)
     compiled = compile_named(model, chosen, notify)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {model} has no tokenizer that reads text; use it from Python")
