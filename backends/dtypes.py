@@ -15,8 +15,13 @@ from elidir.ir import (
     KV,
     AlibiBias,
     DType,
+    LinearInt8,
     Op,
     Opaque,
+    Quantize,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
     Region,
     RopeTable,
     Tensor,
@@ -41,7 +46,11 @@ TORCH: dict[DType, torch.dtype] = {
 _FROM_TORCH = {theirs: ours for ours, theirs in TORCH.items()}
 
 # Weights that enter angles or distances of positions: rounding them to 8 bits moves far tokens.
-_PRECISE = (RopeTable, AlibiBias)
+# Likewise the scales of grids, which products in any precision must share.
+PRECISE = (
+    *(RopeTable, AlibiBias),
+    *(LinearInt8, Quantize, QuantizeAddNorm, QuantizeGated, QuantizeNorm),
+)
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -58,7 +67,7 @@ def retype(region: Region, target: DType) -> Region:
     """Return the region with its floats in `target`.
 
     float64 makes a program its own oracle. In any narrower type the frequencies and slopes that
-    multiply positions stay as they are.
+    multiply positions stay as they are, and so do the scales of grids.
     """
 
     def to(dtype: DType) -> DType:
@@ -83,7 +92,7 @@ def _retype(type_: Type, to: Callable[[DType], DType]) -> Type:
 def _retype_op(
     op: Op, values: dict[Value, Value], to: Callable[[DType], DType], target: DType
 ) -> Op:
-    keep = isinstance(op, _PRECISE) and target is not DType.F64
+    keep = isinstance(op, PRECISE) and target is not DType.F64
 
     def weight(w: Weight) -> Weight:
         return w if keep else Weight(w.name, Tensor(w.type.dims, to(w.type.dtype)))

@@ -9,18 +9,16 @@ is shared (converted, derived and packed copies) is remembered weakly.
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, reduce
-from typing import Any, Protocol, TypeAlias
+from functools import cached_property
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 
+from elidir.backends.derive import derive
 from elidir.backends.dtypes import ir_dtype, torch_dtype
-from elidir.ir import Derived, ElidirError, Entry, Tensor, Weight, nearest
-
-
-class WeightError(ElidirError):
-    """A weight is missing, or is not what the module's table says."""
+from elidir.backends.errors import WeightError
+from elidir.ir import Entry, Tensor, Weight, nearest
 
 
 class Source(Protocol):
@@ -144,30 +142,11 @@ class Weights:
         if entry is None or entry.expr is None:
             return self.store.source(name).load().detach()
         args = [self._make(a) if isinstance(a, str) else a for a in entry.expr.args]
-        return derive(entry.expr, args)
-
-
-Argument: TypeAlias = torch.Tensor | float
-
-
-def derive(expr: Derived, args: list[Argument]) -> torch.Tensor:
-    """Evaluate the expression of a derived weight over loaded arguments."""
-    if expr.fn == "concat":
-        return torch.cat([torch.as_tensor(a) for a in args], dim=expr.axis)
-    if expr.fn == "transpose":
-        return torch.as_tensor(args[0]).transpose(-1, -2)
-    if expr.fn == "alias":
-        return torch.as_tensor(args[0])
-    if expr.fn not in _ARITHMETIC:
-        known = ["alias", "concat", "transpose", *_ARITHMETIC]
-        raise WeightError(f"no way to derive a weight by '{expr.fn}'{nearest(expr.fn, known)}")
-    return torch.as_tensor(reduce(_ARITHMETIC[expr.fn], args))
-
-
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-}
+        try:
+            made = derive(entry.expr, args)
+        except WeightError as error:
+            raise WeightError(error.message, at=f"@{name}") from None
+        return made.reshape(entry.type.dims) if entry.expr.fn == "literal" else made
 
 
 # ---- hashes

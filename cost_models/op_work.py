@@ -7,7 +7,7 @@ views move nothing. An op kind without a function here is reported as not modell
 
 import sympy
 
-from elidir.cost_models.work import Sizes, Store, Work, work
+from elidir.cost_models.work import Arithmetic, Sizes, Store, Work, work
 from elidir.ir import (
     Add,
     AddNorm,
@@ -21,6 +21,7 @@ from elidir.ir import (
     Cumsum,
     Dim,
     Div,
+    DType,
     Embed,
     Expand,
     FfnExperts,
@@ -33,6 +34,7 @@ from elidir.ir import (
     KvRead,
     LayerNorm,
     Linear,
+    LinearInt8,
     LinearSplit,
     MaskAnd,
     MaskCausal,
@@ -47,6 +49,10 @@ from elidir.ir import (
     Pad,
     Permute,
     Pow,
+    Quantize,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
     Reduce,
     Reshape,
     RmsNorm,
@@ -136,6 +142,16 @@ def linear(op: Linear | LinearSplit, s: Sizes) -> Work:
     flops = s.product(2 * rows * product(weight.type.dims), op.x)
     bias = s.vector(rows * weight.type.dims[0], op.x) if op.bias else Work()
     return s.traffic(op) + flops + bias
+
+
+@work(LinearInt8)
+def linear_int8(op: LinearInt8, s: Sizes) -> Work:
+    """2 * rows * in * out integer flops; a scale for each output, bias and what is added."""
+    rows, outs = _rows(op.x), op.weight.type.dims[0]
+    integers = Arithmetic("matrix", DType.I8.value)
+    flops = Work({integers: 2 * rows * product(op.weight.type.dims)})
+    added = 1 + (op.bias is not None) + (op.plus is not None)
+    return s.traffic(op) + flops + s.vector(added * rows * outs, op.result)
 
 
 @work(FfnGated)
@@ -235,6 +251,17 @@ def layer_norm(op: LayerNorm, s: Sizes) -> Work:
 def add_norm(op: AddNorm, s: Sizes) -> Work:
     """An addition and an RMS norm in one pass over memory: 5 flops an element."""
     return s.traffic(op) + s.vector(5 * _count(op.a), op.a)
+
+
+QUANTIZE_FLOPS = 3  # scale, round, clamp
+
+
+@work(Quantize, QuantizeNorm, QuantizeAddNorm, QuantizeGated)
+def quantize(op: Op, s: Sizes) -> Work:
+    """Three flops an element, after those of the norm (4), of the sum (1) or of the gate (2)."""
+    before = {QuantizeNorm: 4, QuantizeAddNorm: 5, QuantizeGated: 2}.get(type(op), 0)
+    x = next(op.operands())
+    return s.traffic(op) + s.vector((QUANTIZE_FLOPS + before) * _count(x), x)
 
 
 @work(Softmax)

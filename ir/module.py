@@ -24,9 +24,15 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class Derived:
-    """A weight made of others when it is loaded: alias, concat, transpose, add, mul.
+    """A weight made of others, or of numbers, when it is loaded.
 
-    `args` are names of weights or numbers; `axis` is that of `concat`.
+    `args` are names of weights or numbers; `axis` is that of `concat`. Beside alias, concat,
+    transpose, add and mul:
+
+    - `literal(3, 17)`: the numbers themselves, in the shape of the entry.
+    - `columns(@w, @c)`: the columns of w [out, in] that c lists; -1 stands for one of zeros.
+    - `quantize_scale(@w, @c)`: max |w| / 127 of each row, columns that c lists left out; 1 if none.
+    - `quantize(@w, @c)`: w in such steps, i8; the columns that c lists are zeros. c may be missing.
     """
 
     fn: str
@@ -34,7 +40,7 @@ class Derived:
     axis: int = 0
 
     def __str__(self) -> str:
-        args = ", ".join(f"@{a}" if isinstance(a, str) else repr(float(a)) for a in self.args)
+        args = ", ".join(f"@{a}" if isinstance(a, str) else repr(a) for a in self.args)
         axis = f"; axis={self.axis}" if self.fn == "concat" else ""
         return f"{self.fn}({args}{axis})"
 
@@ -44,7 +50,9 @@ class Derived:
         return tuple(a for a in self.args if isinstance(a, str))
 
 
-DERIVATIONS = frozenset({"alias", "concat", "transpose", "add", "mul"})
+DERIVATIONS = frozenset(
+    "add alias columns concat literal mul quantize quantize_scale transpose".split()
+)
 
 
 @dataclass(frozen=True)

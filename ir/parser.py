@@ -210,7 +210,7 @@ def _derived(text: str) -> Derived:
     match = re.fullmatch(r"(\w+)\((.*?)(?:; axis=(-?\d+))?\)", text)
     if not match or match[1] not in DERIVATIONS:
         raise ParseError(f"'{text}' is no derived weight; known: {', '.join(sorted(DERIVATIONS))}")
-    args = [a[1:] if a.startswith("@") else float(_number(a)) for a in split(match[2])]
+    args = [a[1:] if a.startswith("@") else _number(a) for a in split(match[2])]
     return Derived(match[1], tuple(args), int(match[3] or 0))
 
 

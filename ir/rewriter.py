@@ -104,7 +104,16 @@ class Builder:
         self, name: str, type: Tensor, fn: str, *args: Weight | float, axis: int = 0
     ) -> Weight:
         """Return a new weight made of others, in every scope that shares this region."""
-        return self.scope.derive(name, type, fn, args, axis)
+        return self.define(name, type, lambda scope: _derived(scope, fn, args, axis))
+
+    def define(self, name: str, type: Tensor, make: Callable[[str], Derived]) -> Weight:
+        """Return a new weight that is `make(scope)` in each scope that shares this region."""
+        return self.scope.define(name, type, make)
+
+    @property
+    def scopes(self) -> Sequence[str]:
+        """The scopes of weights that share this region."""
+        return self.scope.scopes
 
     # -- the walk
 
@@ -163,6 +172,11 @@ class Builder:
         return old.clone(self._map.__getitem__, **changes)
 
 
+def _derived(scope: str, fn: str, args: Sequence[Weight | float], axis: int) -> Derived:
+    full = [resolve(scope, a.name) if isinstance(a, Weight) else float(a) for a in args]
+    return Derived(fn, tuple(full), axis)
+
+
 def _at(op: Op) -> str:
     return f"{op.kind} {op.loc}".strip()
 
@@ -182,12 +196,9 @@ class _Scope:
             del self.rewriter.weights[name]
         self._new.clear()
 
-    def derive(
-        self, name: str, type: Tensor, fn: str, args: Sequence[Weight | float], axis: int
-    ) -> Weight:
+    def define(self, name: str, type: Tensor, make: Callable[[str], Derived]) -> Weight:
         for scope in self.scopes:
-            full = [resolve(scope, a.name) if isinstance(a, Weight) else float(a) for a in args]
-            self._add(resolve(scope, name), Entry(type, expr=Derived(fn, tuple(full), axis)))
+            self._add(resolve(scope, name), Entry(type, expr=make(scope)))
         return Weight(name, type)
 
     def _add(self, name: str, entry: Entry) -> None:

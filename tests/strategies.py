@@ -153,9 +153,9 @@ class ModuleMaker:
 
     def derived(self) -> dict[str, ir.Entry]:
         """Weights made of others."""
-        if not self.weights:
+        if not any(e.type.dims for e in self.weights.values()):
             return {}
-        name = self.rng.choice(sorted(self.weights))
+        name = self.rng.choice(sorted(n for n, e in self.weights.items() if e.type.dims))
         tensor = self.weights[name].type
         doubled = Tensor((2 * tensor.dims[0], *tensor.dims[1:]), tensor.dtype)
         return {
@@ -237,11 +237,15 @@ class Grower:
         """A hidden state in heads."""
         return self.add(ir.HeadsSplit(self.hidden(), HEADS))
 
-    def weight(self, *shape: int) -> Weight:
+    def weight(self, *shape: int, dtype: DType = DType.F32) -> Weight:
         """A new weight."""
         name = f"{self.rng.choice(['w', 'attn.q', 'mlp.0.weight'])}.{len(self.used)}"
-        self.used.append(Weight(name, Tensor(shape, DType.F32)))
+        self.used.append(Weight(name, Tensor(shape, dtype)))
         return self.used[-1]
+
+    def columns(self) -> Weight | None:
+        """A list of channels, or none."""
+        return self.weight(3, dtype=DType.I64) if self.rng.random() < 0.5 else None
 
     def maybe(self, *shape: int) -> Weight | None:
         """A new weight, or none."""
@@ -286,6 +290,26 @@ MAKERS |= {
     "norm.rms": lambda g: g.add(ir.RmsNorm(g.hidden(), g.maybe(WIDTH), g.rng.random())),
     "norm.layer": lambda g: g.add(ir.LayerNorm(g.hidden(), g.maybe(WIDTH), g.maybe(WIDTH))),
     "add_norm": lambda g: g.add(ir.AddNorm(g.hidden(), g.hidden(), g.weight(WIDTH))),
+    "quantize": lambda g: g.add(ir.Quantize(g.hidden(), g.weight(), g.columns())),
+    "quantize.norm": lambda g: g.add(
+        ir.QuantizeNorm(g.hidden(), g.weight(WIDTH), g.weight(), g.columns())
+    ),
+    "quantize.add_norm": lambda g: g.add(
+        ir.QuantizeAddNorm(g.hidden(), g.hidden(), g.weight(WIDTH), g.weight(), g.columns())
+    ),
+    "quantize.gated": lambda g: g.add(
+        ir.QuantizeGated(g.hidden(), g.hidden(), g.weight(), g.columns(), "relu")
+    ),
+    "linear.int8": lambda g: g.add(
+        ir.LinearInt8(
+            g.add(ir.Quantize(g.hidden(), scale := g.weight())),
+            g.weight(WIDTH, WIDTH, dtype=DType.I8),
+            g.weight(WIDTH),
+            scale,
+            g.maybe(WIDTH),
+            g.rng.choice([None, g.hidden()]),
+        )
+    ),
     "heads.split": Grower.heads,
     "heads.merge": lambda g: g.add(ir.HeadsMerge(g.heads())),
     "rope.table": lambda g: g.add(ir.RopeTable(g.pos, g.weight(2), dtype=DType.BF16)),

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from elidir.backends.cpu import (
     attention,  # noqa: F401 - importing registers the kernels
+    int8,  # noqa: F401
     linear,  # noqa: F401
     norm,  # noqa: F401
     rope,  # noqa: F401

@@ -7,6 +7,7 @@ only the common one, on dtypes. Nothing numeric lives here.
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from elidir.backends.dtypes import PRECISE
 from elidir.backends.protocol import Answer, BackendError, Kernel, No, Yes
 from elidir.backends.weights import Weights
 from elidir.ir import DType, Op, Tensor
@@ -36,8 +37,13 @@ def kernel(kind: type[Op], check: Check = always) -> Callable[[Make], Make]:
 
 
 def check_dtypes(op: Op) -> Answer:
-    """Say whether all floats of an op are of one type, and one that the kernels know."""
-    types = [v.type for v in (*op.operands(), *op.results)] + [w.type for w in op.weights()]
+    """Say whether all floats of an op are of one type, and one that the kernels know.
+
+    Weights that keep their type in a program of any other are their kernel's affair.
+    """
+    types = [v.type for v in (*op.operands(), *op.results)]
+    if not isinstance(op, PRECISE):
+        types += [w.type for w in op.weights()]
     floats = {t.dtype for t in types if isinstance(t, Tensor) and t.dtype.is_float}
     if len(floats) > 1:
         names = ", ".join(sorted(d.value for d in floats))

@@ -10,6 +10,7 @@ from elidir.backends.protocol import Answer, Kernel, No, Yes
 from elidir.backends.reference import (
     attention,  # noqa: F401 - importing registers the kernels
     elementwise,  # noqa: F401
+    int8,  # noqa: F401
     masks,  # noqa: F401
     model,  # noqa: F401
     opaque,  # noqa: F401
@@ -18,6 +19,7 @@ from elidir.backends.reference import (
     state,  # noqa: F401
 )
 from elidir.backends.reference.elementwise import UNARY
+from elidir.backends.reference.int8 import ZERO_POINT, quantizer
 from elidir.backends.reference.opaque import decode_args, encode_args
 from elidir.backends.reference.registry import KERNELS
 from elidir.backends.reference.state import FunctionalKV
@@ -43,4 +45,13 @@ class ReferenceBackend:
         return KERNELS[op.kind](op, weights)
 
 
-__all__ = ["KERNELS", "UNARY", "FunctionalKV", "ReferenceBackend", "decode_args", "encode_args"]
+__all__ = [
+    "KERNELS",
+    "UNARY",
+    "ZERO_POINT",
+    "FunctionalKV",
+    "ReferenceBackend",
+    "decode_args",
+    "encode_args",
+    "quantizer",
+]

@@ -26,6 +26,8 @@ from elidir.ir import (
     LayerNorm,
     Linear,
     LinearSplit,
+    QuantizeAddNorm,
+    QuantizeNorm,
     RmsNorm,
     Value,
     Weight,
@@ -73,7 +75,9 @@ def linear_split(op: LinearSplit, weights: Weights) -> Kernel:
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
-def rms_norm(op: RmsNorm | AddNorm, x: Value, weights: Weights) -> Norm:
+def rms_norm(
+    op: RmsNorm | AddNorm | QuantizeNorm | QuantizeAddNorm, x: Value, weights: Weights
+) -> Norm:
     """Return the norm as a function: in f32, cast to the input's dtype, then times the weight."""
     weight, eps = load_like(weights, op.weight, x), op.eps
     dtype = torch_dtype(x.tensor.dtype)

@@ -26,6 +26,13 @@ from elidir.ir.ops.elementwise import (
     Unary,
     Where,
 )
+from elidir.ir.ops.int8 import (
+    LinearInt8,
+    Quantize,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
+)
 from elidir.ir.ops.masks import MaskAnd, MaskCausal, MaskDense, MaskValid, MaskWindow
 from elidir.ir.ops.model import (
     AddNorm,
@@ -80,6 +87,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "LinearInt8",
     "LinearSplit",
     "MaskAnd",
     "MaskCausal",
@@ -94,6 +102,10 @@ __all__ = [
     "Pad",
     "Permute",
     "Pow",
+    "Quantize",
+    "QuantizeAddNorm",
+    "QuantizeGated",
+    "QuantizeNorm",
     "Reduce",
     "Reshape",
     "RmsNorm",

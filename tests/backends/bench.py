@@ -28,6 +28,8 @@ from elidir.ir import (
 )
 
 TOLERANCE = {DType.F64: 1e-10, DType.F32: 2e-5, DType.BF16: 4e-2}
+# Of a grid of bytes, in steps: half a step is the rounding to it.
+STEPS = {DType.F64: 0.5001, DType.F32: 0.51, DType.BF16: 1.3}
 
 
 class Bench:
@@ -93,8 +95,12 @@ class Bench:
     def w(self, *dims: int, dtype: DType | None = None, scale: float = 1.0) -> Weight:
         """Return a random weight."""
         dtype = dtype or self.dtype
-        weight = Weight(f"w{len(self.weights)}", Tensor(dims, dtype))
-        self.weights[weight.name] = (torch.randn(dims) * scale).to(torch_dtype(dtype))
+        return self.fixed(torch.randn(dims) * scale, dtype)
+
+    def fixed(self, tensor: torch.Tensor, dtype: DType) -> Weight:
+        """Return a weight that holds a given tensor."""
+        weight = Weight(f"w{len(self.weights)}", Tensor(tuple(tensor.shape), dtype))
+        self.weights[weight.name] = tensor.to(torch_dtype(dtype))
         self._wide[weight] = self.weights[weight.name].double()
         return weight
 

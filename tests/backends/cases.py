@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 
 from elidir.backends.reference import FunctionalKV, encode_args
 from elidir.ir import (
@@ -38,6 +39,7 @@ from elidir.ir import (
     KvRead,
     LayerNorm,
     Linear,
+    LinearInt8,
     LinearSplit,
     MaskAnd,
     MaskCausal,
@@ -53,6 +55,10 @@ from elidir.ir import (
     Pad,
     Permute,
     Pow,
+    Quantize,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
     Reduce,
     Reshape,
     RmsNorm,
@@ -569,6 +575,78 @@ def conv_patches(b: Bench) -> Any:
     patches = b[x].view(b.size("B"), 3, 2, 2, 3, 2)
     found = torch.einsum("bcyixj,ocij->boyx", patches, b[w])
     return Conv(x, w, None, stride=(2, 2), padding=(0, 0), dilation=(1, 1)), found
+
+
+# ---- int8: where a value lies on the grid, before it is rounded to a point of it
+
+
+def grid(y: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the place of each value on a grid of bytes."""
+    return (y / scale + 128).clamp(0, 255)
+
+
+def beside(b: Bench, y: torch.Tensor, name: str) -> tuple[Weight | None, tuple[torch.Tensor, ...]]:
+    """Return the columns to keep apart, and what they hold; -1 is the last channel."""
+    if name == "plain":
+        return None, ()
+    last = y.shape[-1] - 1
+    return b.fixed(torch.tensor([3, last, 0, -1]), DType.I64), (y[..., [3, last, 0, last]],)
+
+
+def a_scale(b: Bench) -> Weight:
+    """Return a scale at which some values lie beyond the grid."""
+    return b.fixed(torch.tensor(0.0123), DType.F32)
+
+
+@case(Quantize, "plain", "columns")
+def quantize(b: Bench, name: str) -> Any:
+    x, scale = b.x("B", "T", 37), a_scale(b)
+    columns, apart = beside(b, b[x], name)
+    return Quantize(x, scale, columns), (grid(b[x], b[scale]), *apart)
+
+
+@case(QuantizeNorm, "plain", "columns")
+def quantize_norm(b: Bench, name: str) -> Any:
+    x, w, scale = b.x("B", "T", 21), b.w(21, dtype=DType.F32), a_scale(b)
+    y = rms(b[x], 1e-5) * b[w]
+    columns, apart = beside(b, y, name)
+    return QuantizeNorm(x, w, scale, columns, 1e-5), (grid(y, b[scale]), *apart)
+
+
+@case(QuantizeAddNorm, "plain", "columns")
+def quantize_add_norm(b: Bench, name: str) -> Any:
+    x, z = b.x("B", "T", 48), b.x("B", "T", 48)
+    w, scale, total = b.w(48, dtype=DType.F32), a_scale(b), b[x] + b[z]
+    y = rms(total, 1e-5) * b[w]
+    columns, apart = beside(b, y, name)
+    op = QuantizeAddNorm(x, z, w, scale, columns, 1e-5)
+    return op, (total, grid(y, b[scale]), *apart)
+
+
+GATES = {"plain": "silu", "columns": "silu", "gelu_tanh": "gelu_tanh", "relu": "relu"}
+
+
+@case(QuantizeGated, *GATES)
+def quantize_gated(b: Bench, name: str) -> Any:
+    gate, up, scale = b.x("B", "T", 19), b.x("B", "T", 19), a_scale(b)
+    acts = {"silu": F.silu, "relu": F.relu}
+    acts["gelu_tanh"] = lambda x: F.gelu(x, approximate="tanh")
+    y = acts[GATES[name]](b[gate]) * b[up]
+    columns, apart = beside(b, y, "columns" if name == "columns" else "plain")
+    op = QuantizeGated(gate, up, scale, columns, GATES[name])
+    return op, (grid(y, b[scale]), *apart)
+
+
+@case(LinearInt8, "plain", "bias", "plus", "both")
+def linear_int8(b: Bench, name: str) -> Any:
+    x = b.ints(256, "B", "T", 37, dtype=DType.U8)
+    w = b.fixed(torch.randint(-127, 128, (13, 37)), DType.I8)
+    scales, scale = b.fixed(torch.rand(13) / 100, DType.F32), a_scale(b)
+    bias = b.w(13, dtype=DType.F32) if name in ("bias", "both") else None
+    plus = b.x("B", "T", 13) if name in ("plus", "both") else None
+    out = torch.einsum("bti,oi->bto", b[x].double() - 128, b[w].double()) * b[scales] * b[scale]
+    out = out + (b[bias] if bias else 0) + (b[plus] if plus else 0)
+    return LinearInt8(x, w, scales, scale, bias, plus, b.dtype), out
 
 
 # ---- positions

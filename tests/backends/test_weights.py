@@ -79,6 +79,38 @@ def test_every_derivation() -> None:
         assert torch.equal(weights.load(weight(name, *want.shape)), want), name
 
 
+def test_derivations_of_int8() -> None:
+    w = torch.tensor([[1.0, -127.0, 3.0], [0.0, 5.0, 0.0]])
+    kinds = {"scale": ((2,), DType.F32), "rest": ((2, 3), DType.I8), "apart": ((2, 2), DType.F32)}
+    table_ = {
+        "c": Entry(Tensor((2,), DType.I64), expr=Derived("literal", (1, -1))),
+        "one": Entry(Tensor((), DType.F32), expr=Derived("literal", (0.25,))),
+        "all": Entry(Tensor((2, 3), DType.I8), expr=Derived("quantize", ("w",))),
+        "scale": Entry(Tensor(*kinds["scale"]), expr=Derived("quantize_scale", ("w", "c"))),
+        "rest": Entry(Tensor(*kinds["rest"]), expr=Derived("quantize", ("w", "c"))),
+        "apart": Entry(Tensor(*kinds["apart"]), expr=Derived("columns", ("w", "c"))),
+    }
+    weights = Weights(WeightStore({"w": w}), table_)
+
+    def load(name: str) -> torch.Tensor:
+        return weights.load(Weight(name, table_[name].type))
+
+    assert load("one").item() == 0.25
+    assert load("one").dim() == 0
+    assert load("c").tolist() == [1, -1]
+    assert load("all").tolist() == [[1, -127, 3], [0, 127, 0]]
+    assert torch.equal(load("scale"), torch.tensor([3.0 / 127, 1.0]))
+    assert load("rest").tolist() == [[42, 0, 127], [0, 0, 0]]
+    assert load("apart").tolist() == [[-127.0, 0.0], [5.0, 0.0]]
+
+
+def test_a_weight_that_holds_no_number_is_not_quantized() -> None:
+    entry = Entry(Tensor((1, 2), DType.I8), expr=Derived("quantize", ("w",)))
+    weights = Weights(WeightStore({"w": torch.tensor([[1.0, float("nan")]])}), {"q": entry})
+    with pytest.raises(WeightError, match="holds NaN or infinity"):
+        weights.load(Weight("q", entry.type))
+
+
 def test_a_weight_is_converted_to_the_type_of_its_reference() -> None:
     mine = torch.randn(4)
     weights = table(WeightStore({"w": mine}))

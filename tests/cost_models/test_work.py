@@ -47,6 +47,9 @@ from elidir.ir import (
     MatMul,
     Op,
     Opaque,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
     Reshape,
     RmsNorm,
     Take,
@@ -140,10 +143,14 @@ def test_gated_ffn_costs_what_its_parts_do() -> None:
 
 def test_a_fused_op_does_the_same_arithmetic_with_fewer_bytes_and_launches() -> None:
     x, kind = val(f32(B, T, 64)), f32(128, 64)
+    one, some = Weight("s", f32()), Weight("c", Tensor((3,), DType.I64))
     fused: list[Op] = [
         FfnGated(x, Weight("g", kind), Weight("u", kind), Weight("d", f32(64, 128))),
         LinearSplit(x, Weight("w", f32(96, 64)), (64, 32)),
         AddNorm(x, x, Weight("n", f32(64))),
+        QuantizeNorm(x, Weight("n", f32(64)), one, some),
+        QuantizeAddNorm(x, x, Weight("n", f32(64)), one, some),
+        QuantizeGated(x, x, one, some),
     ]
     assert {type(op) for op in fused} == set(DECOMPOSITIONS)
     for op in fused:
@@ -160,6 +167,10 @@ def test_a_fused_op_does_the_same_arithmetic_with_fewer_bytes_and_launches() -> 
 class _Parts:
     def __init__(self) -> None:
         self.ops: list[Op] = []
+
+    def append(self, op: Op) -> tuple[Value, ...]:
+        self.ops.append(op)
+        return op.results
 
     def emit(self, op: Op) -> Value:
         self.ops.append(op)

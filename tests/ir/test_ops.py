@@ -34,6 +34,10 @@ KV = Value(ir.KV(B, 2, S, 8, 8, F32), "kv")
 ROWS = v(B, 3, dtype=I64)
 BODY = ir.make_body("b", ir.Region((X,), (), (X, X)))
 
+GRID = v(B, T, 8, dtype=DType.U8)
+ONE, COLUMNS = w(), w(3, dtype=I64)
+BYTES = w(4, 8, dtype=DType.I8)
+
 GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "add": (lambda: ir.Add(X, v(8, dtype=DType.BF16)), "f32[B, T, 8]"),
     "add_norm": (lambda: ir.AddNorm(X, X, w(8)), "f32[B, T, 8], f32[B, T, 8]"),
@@ -64,6 +68,10 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "kv.read": (lambda: ir.KvRead(KV), "f32[B, 2, S, 8], f32[B, 2, S, 8]"),
     "layer": (lambda: ir.Layer(BODY, (X,), "layers.0"), "f32[B, T, 8], f32[B, T, 8]"),
     "linear": (lambda: ir.Linear(X, w(4, 8), w(4)), "f32[B, T, 4]"),
+    "linear.int8": (
+        lambda: ir.LinearInt8(GRID, BYTES, w(4), ONE, w(4), v(B, T, 4)),
+        "f32[B, T, 4]",
+    ),
     "linear.split": (lambda: ir.LinearSplit(X, w(5, 8), (2, 3)), "f32[B, T, 2], f32[B, T, 3]"),
     "mask.and": (lambda: ir.MaskAnd(MASK, Value(ir.Mask((1, 1, S)))), "mask[B, T, S]"),
     "mask.causal": (lambda: ir.MaskCausal(IDS, v(1, S, dtype=I64)), "mask[B, T, S]"),
@@ -80,6 +88,13 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "pad": (lambda: ir.Pad(X, 1, -1, 3), "f32[B, T + 2, 8]"),
     "permute": (lambda: ir.Permute(X, (2, 0, 1)), "f32[8, B, T]"),
     "pow": (lambda: ir.Pow(X, 2), "f32[B, T, 8]"),
+    "quantize": (lambda: ir.Quantize(X, ONE, COLUMNS), "u8[B, T, 8], f32[B, T, 3]"),
+    "quantize.add_norm": (
+        lambda: ir.QuantizeAddNorm(X, X, w(8), ONE),
+        "f32[B, T, 8], u8[B, T, 8]",
+    ),
+    "quantize.gated": (lambda: ir.QuantizeGated(X, X, ONE, act="relu"), "u8[B, T, 8]"),
+    "quantize.norm": (lambda: ir.QuantizeNorm(X, w(8), ONE), "u8[B, T, 8]"),
     "reduce": (lambda: ir.Reduce(X, "argmax", (0, -1)), "i64[T]"),
     "reshape": (lambda: ir.Reshape(X, (B * T, 2, 4)), "f32[B*T, 2, 4]"),
     "rope": (lambda: ir.Rope(Q, v(1, T, 3), v(1, T, 3)), "f32[B, 4, T, 8]"),
@@ -157,6 +172,20 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("linear", lambda: ir.Linear(X, w(4, 7)), "f32[B, T, 8] does not fit the weight @w: f32[4, 7]"),
     ("linear", lambda: ir.Linear(v(), w(4, 7)), "f32[] does not fit"),
     ("linear", lambda: ir.Linear(X, w(4, 8), w(8)), "the bias f32[8] does not fit"),
+    ("linear.int8", lambda: ir.LinearInt8(X, BYTES, w(4), ONE), "needs x of u8"),
+    ("linear.int8", lambda: ir.LinearInt8(GRID, w(4, 8), w(4), ONE), "and a weight of i8"),
+    (
+        "linear.int8",
+        lambda: ir.LinearInt8(GRID, w(4, 9, dtype=DType.I8), w(4), ONE),
+        "u8[B, T, 8] does not fit the weight @w: i8[4, 9]",
+    ),
+    ("linear.int8", lambda: ir.LinearInt8(GRID, BYTES, w(3), ONE), "scales f32[3] do not fit"),
+    ("linear.int8", lambda: ir.LinearInt8(GRID, BYTES, w(4), w(4)), "is f32[4], not one float"),
+    (
+        "linear.int8",
+        lambda: ir.LinearInt8(GRID, BYTES, w(4), ONE, plus=X),
+        "plus is f32[B, T, 8], but the product is f32[B, T, 4]",
+    ),
     ("linear.split", lambda: ir.LinearSplit(X, w(5, 8), (2, 2)), "do not sum to the 5 outputs"),
     ("mask.and", lambda: ir.MaskAnd(MASK, VALID), "needs two masks over the same keys"),
     ("mask.and", lambda: ir.MaskAnd(MASK, Value(ir.Mask((B, 3, S)))), "T and 3 differ"),
@@ -179,6 +208,13 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("pad", lambda: ir.Pad(X, 3, 1, 0), "axis 3 is out of range"),
     ("permute", lambda: ir.Permute(X, (0, 1, 1)), "is no permutation of the axes"),
     ("pow", lambda: ir.Pow(X, MASK), "is not a tensor"),
+    ("quantize", lambda: ir.Quantize(GRID, ONE), "has no channels of floats"),
+    ("quantize", lambda: ir.Quantize(X, w(8)), "the scale is f32[8], not one float"),
+    ("quantize", lambda: ir.Quantize(X, ONE, w(3)), "the columns are f32[3], not integers"),
+    ("quantize.add_norm", lambda: ir.QuantizeAddNorm(X, GRID, w(8), ONE), "differ"),
+    ("quantize.gated", lambda: ir.QuantizeGated(X, GRID, ONE), "differ"),
+    ("quantize.gated", lambda: ir.QuantizeGated(X, X, ONE, act="siluu"), "did you mean 'silu'?"),
+    ("quantize.norm", lambda: ir.QuantizeNorm(X, w(7), ONE), "does not fit the last axis"),
     ("reduce", lambda: ir.Reduce(X, "summ", (0,)), "unknown reduction 'summ'; did you mean 'sum'?"),
     ("reduce", lambda: ir.Reduce(X, "sum", (3,)), "axis 3 is out of range"),
     ("reshape", lambda: ir.Reshape(X, (B, T, 7)), "cannot reshape f32[B, T, 8] of 8*B*T to 7*B*T"),

@@ -46,7 +46,7 @@ CASES = [
     ("f32[8] format", "mask[8, 8, 8] format", 3, "a weight is a tensor"),
     ("format=q4_1", "fromat=q4_1", 3, "a weight has no 'fromat'; known: format, sha"),
     ("@double: f32[16] =", "@layers.0.g: f32[16] =", 4, "@layers.0.g is defined twice"),
-    ("= concat(", "= cnocat(", 4, "known: add, alias, concat, mul, transpose"),
+    ("= concat(", "= cnocat(", 4, "known: add, alias, columns, concat"),
     ("(@layers.0.g, @layers.0.g;", "(layers.0.g, 2;", 4, "'layers.0.g' is neither"),
     ("%n = norm.rms", "%n = norm.rmz", 6, "unknown op 'norm.rmz'; did you mean 'norm.rms'?"),
     ("%n = norm.rms %h, weight=@g", "%n = norm.rms", 6, "norm.rms needs the operand 'x'"),

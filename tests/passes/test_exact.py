@@ -110,6 +110,7 @@ def plain_fields(op: Op) -> str:
 @given(modules())
 def test_fused_ops_come_apart(module: Module) -> None:
     fused = {"linear.split", "ffn.gated", "add_norm"}
+    fused |= {"quantize.norm", "quantize.add_norm", "quantize.gated"}
     plain = rewrite(module, decompose)
     verify(plain)
     assert fused.isdisjoint(op.kind for op in plain.ops())

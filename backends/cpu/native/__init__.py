@@ -72,6 +72,14 @@ class RowMajor:
 @functools.cache
 def _library() -> "ctypes.CDLL | str":
     """Return the loaded library, or why there is none."""
+    library = load(SOURCE)
+    if not isinstance(library, str):
+        library.elidir_linear_bf16.argtypes = _WORDS
+    return library
+
+
+def load(source: Path) -> "ctypes.CDLL | str":
+    """Return a source file as a loaded library, built if need be, or why there is none."""
     named = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
     compiler = shlex.split(named)
     if not compiler or not shutil.which(compiler[0]):
@@ -79,26 +87,24 @@ def _library() -> "ctypes.CDLL | str":
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the kernels are written for x86-64, not {platform.machine()}"
     try:
-        library = ctypes.CDLL(str(_built(compiler)))
+        return ctypes.CDLL(str(_built(compiler, source)))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", "") or str(error)
         last = (str(detail).strip().splitlines() or ["the compiler does not say why"])[-1]
         return f"the kernels cannot be built: {last[:200]}"
-    library.elidir_linear_bf16.argtypes = _WORDS
-    return library
 
 
-def _built(compiler: list[str]) -> Path:
+def _built(compiler: list[str], source: Path) -> Path:
     """Return the shared library, compiled if this source, compiler and processor have none yet."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
-    parts = (SOURCE.read_text(), version.stdout, " ".join(FLAGS), _processor())
+    parts = (source.read_text(), version.stdout, " ".join(FLAGS), _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    path = cache_folder() / "native" / f"gemv-{key}.so"
+    path = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
-            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            command = [*compiler, *FLAGS, "-o", str(made), str(source)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(path)  # atomic: two processes may build at once
     return path
