@@ -1,14 +1,14 @@
 """Linear maps and embeddings over weights as they are stored, [out, in].
 
 In float32 torch's own product reads a weight as fast as memory gives it. In bfloat16 a few rows go
-through the native kernel where there is one, and many rows are multiplied in float32 through one
-scratch that all layers share: the processor multiplies bfloat16 fast only with instructions that
-few have.
+through the native kernel where there is one. Many rows are torch's product where the processor has
+instructions for bfloat16 (it is then several times as fast as float32); where it has none they are
+multiplied in float32, through one scratch that all layers share.
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
@@ -59,7 +59,30 @@ class _Scratch(threading.local):
 SCRATCH = _Scratch()
 
 
+# What torch calls the instructions that multiply bfloat16, on x86 and on ARM.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16", "sve_bf16")
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Return whether this processor has instructions for products of bfloat16."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BF16_INSTRUCTIONS)
+
+
 def _multiply_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    inner = weight.shape[1]
+    few: Multiply = RowMajor(weight, bias) if available() else partial(_plain, weight, bias)
+    native = multiplies_bf16()
+    many = partial(_plain, weight, bias) if native else _through_float32(weight, bias)
+    return lambda x: few(x) if x.numel() <= MAX_ROWS * inner else many(x)
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _through_float32(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     inner = weight.shape[1]
     blocks = weight.split(max(1, BLOCK_ELEMENTS // inner))
     wide_bias = None if bias is None else bias.float()
@@ -71,16 +94,7 @@ def _multiply_bf16(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
         out = torch.cat([F.linear(x, SCRATCH.upcast(b)).to(torch.bfloat16) for b in blocks], -1)
         return out if bias is None else out.add_(bias)
 
-    few: Multiply = RowMajor(weight, bias) if available() else partial(_few, weight, bias)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        return few(x) if x.numel() <= MAX_ROWS * inner else wide(x)
-
-    return run
-
-
-def _few(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    return F.linear(x, weight, bias)
+    return wide
 
 
 def _load(weights: Weights, bias: Weight | None) -> torch.Tensor | None:

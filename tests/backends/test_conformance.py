@@ -108,6 +108,7 @@ def test_cpu_takes_the_ops_of_a_decoder(dtype: DType) -> None:
 
 
 def test_a_large_bfloat16_weight_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "multiplies_bf16", lambda: False)
     monkeypatch.setattr(linear, "BLOCK_ELEMENTS", 100)
     for name in ("linear-plain", "linear-bias"):
         bench = Bench(DType.BF16, B=3, T=4)
@@ -138,3 +139,14 @@ def test_cpu_leaves_dtypes_that_it_has_no_kernels_for() -> None:
     answer = backend("cpu").supports(op)
     assert not answer
     assert "f64" in answer.reason
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+@pytest.mark.parametrize("name", ["linear-plain", "linear-bias"])
+def test_many_bfloat16_rows_with_and_without_instructions(
+    monkeypatch: pytest.MonkeyPatch, name: str, has_instructions: bool
+) -> None:
+    monkeypatch.setattr(linear, "multiplies_bf16", lambda: has_instructions)
+    bench = Bench(DType.BF16, B=3, T=4)
+    op, expected = CASES["linear"][name](bench)
+    check(op, bench.run(op, backends=["cpu"]), expected, bench)
