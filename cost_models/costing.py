@@ -5,32 +5,33 @@ symbolic and counted once; a phase only evaluates it. Nothing here formats or kn
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from elidir.cost_models.counted import Costing
 from elidir.cost_models.describe import Description, describe
 from elidir.cost_models.energy import power_field, power_of, why_unknown
 from elidir.cost_models.formats import storage_format
-from elidir.cost_models.memory import Footprint, footprint, parameters
+from elidir.cost_models.memory import Footprint, parameters
 from elidir.cost_models.phases import (
     Line,
     Phase,
     Request,
     decode,
     describe_sizes,
-    evaluate_lines,
-    has_cache,
-    lines,
     prefill,
 )
 from elidir.cost_models.report import (
     Assumption,
+    Comparison,
     LayerTime,
+    Measured,
     Memory,
-    NotModelled,
+    Moment,
     PhaseCost,
     Report,
+    Roof,
     Row,
     Snapshot,
     TargetReport,
@@ -39,8 +40,11 @@ from elidir.cost_models.report import (
 from elidir.cost_models.roofline import Confidence, Cost, Model
 from elidir.cost_models.schema import Provenance
 from elidir.cost_models.target import Target, TargetLike, load_target
-from elidir.cost_models.work import Arithmetic, Precision, sum_work
-from elidir.ir import Function, Module, free_symbols, product
+from elidir.cost_models.work import Arithmetic, Precision
+from elidir.ir import Module, product
+
+STOPS = 4
+"""So many times of decoding does the timeline show."""
 
 
 def report(
@@ -53,6 +57,7 @@ def report(
     context: int | None = None,
     dtype: str | None = None,
     waterfall: Iterable[Snapshot] = (),
+    measured: Iterable[Measured] = (),
     bindings: Mapping[str, int] | None = None,
 ) -> Report:
     """Return what a module (or a description of one) costs on each target.
@@ -67,6 +72,7 @@ def report(
         dtype: count floats in this dtype; `i8` means int8 products with weights, f16 else. By
             default weights are as stored and values as typed.
         waterfall: snapshots of the module between passes, see `waterfall`.
+        measured: phases that were run, to stand beside what is predicted for them.
         bindings: values of symbols beyond B, T, N, S and R.
 
     Raises:
@@ -74,16 +80,20 @@ def report(
     """
     subject = module if isinstance(module, Module) else describe(module)
     request = Request(batch, prompt, new, context, bindings or {})
-    costing = _Costing(subject, request, Precision.of(dtype))
-    return _report(costing, _load(targets), tuple(waterfall), dtype)
+    costing = Costing(subject, request, Precision.of(dtype))
+    seen = _Seen(tuple(waterfall), tuple(measured))
+    return _report(costing, _load(targets), seen, dtype)
 
 
-def _report(
-    costing: "_Costing",
-    targets: Iterable[Target],
-    waterfall: Sequence[Snapshot],
-    dtype: str | None,
-) -> Report:
+@dataclass(frozen=True)
+class _Seen:
+    """What was noted of the module elsewhere, on all targets."""
+
+    waterfall: tuple[Snapshot, ...]
+    measured: tuple[Measured, ...]
+
+
+def _report(costing: Costing, targets: Iterable[Target], seen: _Seen, dtype: str | None) -> Report:
     module, request = costing.module, costing.request
     return Report(
         module=module.name,
@@ -94,7 +104,7 @@ def _report(
         new=request.new,
         context=request.cached,
         dtype=dtype or "",
-        targets=tuple(_target(costing, t, waterfall) for t in targets),
+        targets=tuple(_target(costing, t, seen) for t in targets),
         not_modelled=costing.not_modelled(),
         notes=costing.notes(dtype),
     )
@@ -131,7 +141,7 @@ def snapshot(
     return only
 
 
-def _snapshot(name: str, costing: "_Costing", model: Model) -> Snapshot:
+def _snapshot(name: str, costing: Costing, model: Model) -> Snapshot:
     module, request = costing.module, costing.request
     first = costing.cost(prefill(module, request), model)
     token = costing.cost(decode(module, request, request.cached), model)
@@ -155,77 +165,8 @@ def waterfall(
     `history` starts with the input, as the rows of the `History` instrument do.
     """
     loaded, request = _load(targets), Request(batch, prompt, 1, context, bindings or {})
-    steps = [(name, _Costing(module, request, Precision.of(dtype))) for name, module in history]
+    steps = [(name, Costing(module, request, Precision.of(dtype))) for name, module in history]
     return tuple(_snapshot(name, c, Model(t)) for name, c in steps for t in loaded)
-
-
-class _Costing:
-    """A module's work, walked once, and what it costs at any size on any target."""
-
-    def __init__(self, module: Module, request: Request, precision: Precision) -> None:
-        self.module, self.request, self.precision = module, request, precision
-        self.function: Function = prefill(module, request).function
-        self.lines = lines(module, self.function, precision)
-        self.evaluated: dict[str, list[Line]] = {}
-        self.footprints: dict[str, Footprint] = {}
-
-    def at(self, phase: Phase) -> list[Line]:
-        """Return the lines in numbers; each size is evaluated once for all targets."""
-        key = repr(phase.bindings)
-        if key not in self.evaluated:
-            self.evaluated[key] = evaluate_lines(self.lines, phase)
-        return self.evaluated[key]
-
-    def held(self, phase: Phase) -> Footprint:
-        """Return what a phase holds in memory; each size is walked once for all targets."""
-        key = repr(phase.bindings)
-        if key not in self.footprints:
-            self.footprints[key] = footprint(self.module, phase, self.precision)
-        return self.footprints[key]
-
-    def costs(self, phase: Phase, model: Model) -> list[Cost]:
-        """Return the cost of each line, all of its layers together."""
-        return [_line_cost(line, model) for line in self.at(phase)]
-
-    def cost(self, phase: Phase, model: Model) -> Cost:
-        """Return the cost of a phase."""
-        return model.phase(self.costs(phase, model))
-
-    def arithmetics(self) -> set[Arithmetic]:
-        """Return every class of arithmetic that the module does."""
-        return {a for line in self.lines for w in line.works for a in w.flops}
-
-    def not_modelled(self) -> tuple[NotModelled, ...]:
-        """Return the ops whose arithmetic is unknown."""
-        unknown = [line for line in self.lines if not line.modelled]
-        return tuple(NotModelled(i.kind, i.path, len(i.works) * i.count) for i in unknown)
-
-    def notes(self, dtype: str | None) -> tuple[str, ...]:
-        """Return what holds on every target."""
-        held = "read as stored" if dtype is None else f"counted in {dtype}, however stored"
-        held += ", or in fewer bits if stored so" if self.precision.products else ""
-        notes = [
-            f"weights are {held}; unpacking them costs no arithmetic",
-            "attention is fused and counts every query-key pair; other ops pass values via memory",
-            "efficiencies are not fitted to these ops: a roofline, right to its order of magnitude",
-        ]
-        if not has_cache(self.module):
-            notes.append("there is no @step: without a cache each new token runs the whole forward")
-        return (*notes, *self._guessed())
-
-    def _guessed(self) -> Iterator[str]:
-        """Yield a sentence for each symbol of the work that nobody gave a value."""
-        work = sum_work(w for line in self.lines for w in line.works)
-        entries = (work.total_flops, work.total_bytes, work.launches)
-        used = set().union(*(free_symbols(d) for d in entries))
-        first = prefill(self.module, self.request)
-        for name in sorted(used & first.guessed):
-            yield f"{name} = {first.bindings[name]}, as long as the prompt: else give bindings"
-
-
-def _line_cost(line: Line, model: Model) -> Cost:
-    cost = reduce(add, (model.cost(w) for w in line.works), Cost()) * line.count
-    return cost if line.modelled else cost.trusted(Confidence.LOW)
 
 
 def _formats(module: Module) -> dict[str, int]:
@@ -239,34 +180,59 @@ def _formats(module: Module) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _target(costing: _Costing, target: Target, waterfall: Iterable[Snapshot]) -> TargetReport:
+def _target(costing: Costing, target: Target, seen: _Seen) -> TargetReport:
     model, request = Model(target), costing.request
     phases = [_phase(costing, model, prefill(costing.module, request), request.prompt)]
     if request.new > 1 or request.context is not None:
         one = decode(costing.module, request, request.cached)
         phases.append(_phase(costing, model, one, 1))
-    quantities = model.quantities(costing.arithmetics())
-    for field in sorted({power_field(p.bound.value) for p in phases}):
-        quantities[f"power.{field}"] = getattr(target.power, field)
+    course = list(_course(costing, model))
     return TargetReport(
         target=target.name,
         title=target.title,
         phases=tuple(phases),
-        total=_total(costing, model),
-        waterfall=tuple(s for s in waterfall if s.target == target.name),
-        assumptions=tuple(
-            Assumption(f, q.value, q.kind.value, q.source) if q else _unknown(f)
-            for f, q in quantities.items()
-        ),
+        total=_total(costing, model, course),
+        timeline=tuple(_moment(costing, model, *stop) for stop in course),
+        roofs=tuple(_roofs(model, costing.arithmetics())),
+        measured=tuple(_compared(seen.measured, target, phases)),
+        waterfall=tuple(s for s in seen.waterfall if s.target == target.name),
+        assumptions=tuple(_assumptions(costing, model, phases)),
         notes=tuple(_target_notes(costing, model, phases)),
     )
+
+
+def _assumptions(
+    costing: Costing, model: Model, phases: Sequence[PhaseCost]
+) -> Iterator[Assumption]:
+    quantities = model.quantities(costing.arithmetics())
+    for field in sorted({power_field(p.bound.value) for p in phases}):
+        quantities[f"power.{field}"] = getattr(model.target.power, field)
+    quantities["memory_gb"] = model.target.memory_gb
+    for name, q in quantities.items():
+        yield Assumption(name, q.value, q.kind.value, q.source) if q else _unknown(name)
+
+
+def _roofs(model: Model, arithmetics: Iterable[Arithmetic]) -> Iterator[Roof]:
+    for arithmetic in sorted(arithmetics):
+        choice = model.choose(arithmetic)
+        yield Roof(str(arithmetic), choice.name, choice.flop_per_s, model.bytes_per_s)
+
+
+def _compared(
+    measured: Iterable[Measured], target: Target, phases: Iterable[PhaseCost]
+) -> Iterator[Comparison]:
+    predicted = {p.name: p for p in phases}
+    for m in measured:
+        if m.target == target.name and (p := predicted.get(m.phase)):
+            timed = (m.phase, m.seconds, m.least, m.most, m.runs, m.how)
+            yield Comparison(*timed, p.seconds, p.bound, p.confidence)
 
 
 def _unknown(field: str) -> Assumption:
     return Assumption(field, None, "unknown", "no source gives it; nothing is counted for it")
 
 
-def _target_notes(costing: _Costing, model: Model, phases: Sequence[PhaseCost]) -> list[str]:
+def _target_notes(costing: Costing, model: Model, phases: Sequence[PhaseCost]) -> list[str]:
     notes = model.stand_ins(costing.arithmetics())
     limit, peak = model.target.agent.addressable_gb, max(p.memory.total for p in phases)
     if limit and peak > limit.value * 1e9:
@@ -276,7 +242,7 @@ def _target_notes(costing: _Costing, model: Model, phases: Sequence[PhaseCost]) 
     return notes
 
 
-def _phase(costing: _Costing, model: Model, phase: Phase, tokens: int) -> PhaseCost:
+def _phase(costing: Costing, model: Model, phase: Phase, tokens: int) -> PhaseCost:
     items, costs = costing.at(phase), costing.costs(phase, model)
     whole = model.phase(costs)
     rows = tuple(_row(i, c, whole) for i, c in zip(items, costs, strict=True))
@@ -348,21 +314,44 @@ def _memory(held: Footprint, target: Target) -> Memory:
     return Memory(held.weights, held.kv, held.activations, held.total, capacity, fits)
 
 
-def _total(costing: _Costing, model: Model) -> Total:
-    """Add up the answer: the prompt gives the first token, each other one is a decoded one.
+_Stop: TypeAlias = tuple[Phase, int, Cost]
+"""A phase, the tokens that are cached at its end, and the cost up to there."""
 
-    A decoded token's time is almost linear in the context, so the mean of first and last is taken.
+
+def _course(costing: Costing, model: Model) -> Iterator[_Stop]:
+    """Yield the prompt's end and some tokens after it, evenly spaced, the last one included.
+
+    A decoded token's time is almost linear in the context, so it is costed at the first and the
+    last only, and taken between them.
     """
     module, request = costing.module, costing.request
-    phases = [prefill(module, request)]
-    cost = costing.cost(phases[0], model)
-    if steps := max(request.new - 1, 0):
-        last = request.prompt + steps - 1
-        phases += [decode(module, request, request.prompt), decode(module, request, last)]
-        both = costing.cost(phases[1], model) + costing.cost(phases[2], model)
-        cost = cost + both * (steps / 2)
-    held = [_memory(costing.held(p), model.target) for p in phases]
+    start = prefill(module, request)
+    whole = costing.cost(start, model)
+    yield start, request.prompt, whole
+    steps = max(request.new - 1, 0)
+    if not steps:
+        return
+    first, last = (
+        costing.cost(decode(module, request, request.prompt + n), model) for n in (0, steps - 1)
+    )
+    for n in sorted({max(1, round(steps * i / STOPS)) for i in range(1, STOPS + 1)}):
+        late = n * n / (2 * steps)
+        so_far = whole + first * (n - late) + last * late
+        yield decode(module, request, request.prompt + n - 1), request.prompt + n, so_far
+
+
+def _moment(costing: Costing, model: Model, phase: Phase, tokens: int, cost: Cost) -> Moment:
+    held = _memory(costing.held(phase), model.target)
+    return Moment(phase.name, tokens, cost.seconds, cost.bound, cost.confidence, held)
+
+
+def _total(costing: Costing, model: Model, course: Sequence[_Stop]) -> Total:
+    """Return the answer: the prompt gives the first token, each other one is a decoded one."""
+    request, cost = costing.request, course[-1][2]
+    held = [_memory(costing.held(phase), model.target) for phase, _, _ in course]
     peak = max(held, key=lambda m: m.total)
+    parts = [_sure_of_energy(model.target, costing.cost(p, model)) for p, _, _ in course]
+    sure = None if cost.joules is None else min(c for c in parts if c is not None)
     tokens = (request.prompt + request.new) * request.batch
-    totals = (cost.seconds, cost.bound, cost.confidence, cost.joules, peak.total, peak.fits)
-    return Total(tokens, *totals)
+    figures = (cost.seconds, cost.bound, cost.confidence, cost.joules, sure)
+    return Total(tokens, *figures, peak.total, peak.fits)

@@ -1,7 +1,8 @@
 """The report as data: what a module costs on some targets, and the numbers that this rests on.
 
 Rows by layers and op kind, phases, layers, memory, waterfall, assumptions with their sources. Every
-time carries its bound and its confidence. `costing.py` makes reports and `text.py` prints them.
+time carries its bound and its confidence. `costing.py` makes reports; `sections.py` arranges them
+for readers, as text, Markdown, CSV and HTML.
 """
 
 import json
@@ -54,6 +55,18 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What is held when so many tokens are in the cache, and when that is, from the start."""
+
+    phase: str
+    tokens: int
+    seconds: float
+    bound: Bound
+    confidence: Confidence
+    memory: Memory
+
+
+@dataclass(frozen=True)
 class PhaseCost:
     """One phase: its totals, by what the time goes to, and its rows and layers."""
 
@@ -85,6 +98,7 @@ class Total:
     bound: Bound
     confidence: Confidence
     joules: float | None
+    joules_confidence: Confidence | None
     peak_bytes: int
     fits: bool | None
 
@@ -113,6 +127,49 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Roof:
+    """The most that a target reaches in one class of arithmetic, by path and by bandwidth."""
+
+    arithmetic: str
+    path: str
+    flop_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a phase took on a target when it was run: the median of some runs, least and most."""
+
+    target: str
+    phase: str
+    seconds: float
+    least: float
+    most: float
+    runs: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A phase as it was measured, beside what is predicted for it."""
+
+    phase: str
+    measured_seconds: float
+    least_seconds: float
+    most_seconds: float
+    runs: int
+    how: str
+    seconds: float
+    bound: Bound
+    confidence: Confidence
+
+    @property
+    def ratio(self) -> float:
+        """Predicted time over measured time."""
+        return self.seconds / self.measured_seconds
+
+
+@dataclass(frozen=True)
 class TargetReport:
     """Everything about one target."""
 
@@ -120,6 +177,9 @@ class TargetReport:
     title: str
     phases: tuple[PhaseCost, ...]
     total: Total
+    timeline: tuple[Moment, ...]
+    roofs: tuple[Roof, ...]
+    measured: tuple[Comparison, ...]
     waterfall: tuple[Snapshot, ...]
     assumptions: tuple[Assumption, ...]
     notes: tuple[str, ...]
@@ -164,6 +224,30 @@ class Report:
         from elidir.cost_models.text import format_report
 
         return format_report(self)
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        from elidir.cost_models.markdown import format_markdown
+
+        return format_markdown(self)
+
+    def to_csv(self) -> str:
+        """Return every row of every table as CSV, in seconds, bytes and joules."""
+        from elidir.cost_models.spreadsheet import format_csv
+
+        return format_csv(self)
+
+    def to_html(self) -> str:
+        """Return the report as one page that needs nothing else."""
+        from elidir.cost_models.page import format_html
+
+        return format_html(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the figures of each target."""
+        from elidir.cost_models.page import format_excerpt
+
+        return format_excerpt(self)
 
 
 def _plain(item: Any) -> Any:

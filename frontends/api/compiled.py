@@ -14,8 +14,17 @@ from torch.utils import _pytree as pytree
 
 from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
+from elidir.excerpt import excerpt
 from elidir.explain import explain_program
-from elidir.frontends import Options, Program, Quality, build, is_hugging_face
+from elidir.frontends import (
+    Options,
+    Program,
+    Quality,
+    build,
+    is_hugging_face,
+    measure_program,
+    runs_in,
+)
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
 
 
@@ -152,17 +161,24 @@ class Compiled:
         """Return what each pass did, or why it did not, and which backend runs what."""
         return explain_program(self.program)
 
-    def report(self, targets: str | Sequence[Any] | None = None, **request: Any) -> Report:
+    def report(
+        self, targets: str | Sequence[Any] | None = None, *, measure: bool = False, **request: Any
+    ) -> Report:
         """Return the predicted cost on each target (the one compiled for, if none is named).
 
         `request` takes batch, prompt, new, context and dtype, as `elidir.cost_models.report` does.
+        `measure` runs the program as well, and the target `cpu` shows both; floats then count in
+        the dtype that they run in.
         """
         program = self.program
         wanted = [program.options.target] if targets is None else targets
         if program.max_positions is not None:  # the usual request may be too long for the model
             request.setdefault("new", min(128, program.max_positions // 4))
             request.setdefault("prompt", min(512, program.max_positions - request["new"]))
-        shared = {k: v for k, v in request.items() if k != "new"}
+        if measure:
+            request["dtype"] = request.get("dtype") or runs_in(program).value
+            request["measured"] = measure_program(program, self._language_model(), request)
+        shared = {k: v for k, v in request.items() if k not in ("new", "measured")}
         falls = waterfall(program.history, wanted, **shared)
         return report(program.module, wanted, waterfall=falls, **request)
 
@@ -177,6 +193,9 @@ class Compiled:
         from elidir.evaluate import quality
 
         return quality(self, texts, **options)
+
+    def _repr_html_(self) -> str:
+        return "" if self._program is None else excerpt(self._program)
 
     def __repr__(self) -> str:
         if self._program is None:

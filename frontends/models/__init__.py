@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
     from elidir.frontends.huggingface import Loaded, check_length, load, source_files
+    from elidir.frontends.measuring import measure_program, runs_in
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
     from elidir.frontends.program import Face, Options, Program, build
     from elidir.frontends.raising import Raised, raise_capture
@@ -66,6 +67,7 @@ __all__ = [
     "is_artifact",
     "is_hugging_face",
     "load",
+    "measure_program",
     "measure_quality",
     "original_program",
     "raise_capture",
@@ -73,6 +75,7 @@ __all__ = [
     "read_artifact",
     "read_gguf",
     "read_text",
+    "runs_in",
     "source_files",
     "token_windows",
     "write_artifact",
@@ -87,6 +90,7 @@ _MODULES = {
     ),
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",
     "huggingface": "Loaded check_length load source_files",
+    "measuring": "measure_program runs_in",
     "numerics": "Difference Feed Numerics Oracle random_weights",
     "program": "Face Options Program build",
     "raising": "Raised raise_capture",

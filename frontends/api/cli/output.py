@@ -4,9 +4,12 @@ Nothing here decides what is said. Progress is drawn only where stderr is a term
 """
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -29,6 +32,34 @@ def note(text: str) -> None:
 def say_json(data: Any) -> None:
     """Write data to stdout as JSON."""
     typer.echo(json.dumps(data, indent=2, default=str))
+
+
+def check_writable(file: Path) -> None:
+    """Raise `ElidirError` if a file cannot be written, before the work that is to fill it."""
+    from elidir.ir import ElidirError
+
+    if file.is_dir():
+        raise ElidirError(f"{file} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise ElidirError(f"there is no folder {file.parent} to write {file.name} to; make it")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            return
+    except OSError as error:
+        raise ElidirError(f"cannot write {file}: {error.strerror}; name another place") from None
+
+
+def write(file: Path, text: str) -> None:
+    """Write a whole file or leave what was there; raises `ElidirError` if it cannot be."""
+    from elidir.ir import ElidirError
+
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ElidirError(f"cannot write {file}: {error.strerror}; name another place") from None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
