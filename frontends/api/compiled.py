@@ -177,7 +177,7 @@ class Compiled:
             request.setdefault("prompt", min(512, program.max_positions - request["new"]))
         if measure:
             request["dtype"] = request.get("dtype") or runs_in(program).value
-            request["measured"] = measure_program(program, self._language_model(), request)
+            request["measured"] = measure_program(program, self.language_model(), request)
         shared = {k: v for k, v in request.items() if k not in ("new", "measured")}
         falls = waterfall(program.history, wanted, **shared)
         return report(program.module, wanted, waterfall=falls, **request)
