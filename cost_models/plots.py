@@ -5,6 +5,7 @@ say the bound and hollow shapes a low confidence; the page's style sheet gives t
 shows is also in a table, with its figures.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -134,7 +135,7 @@ def _place(x: Scale, y: Scale, row: Row) -> tuple[float, float]:
 
 
 def _radius(row: Row) -> float:
-    return 2.5 + 11 * float(row.share) ** 0.5
+    return 2.5 + 11 * math.sqrt(row.share)
 
 
 def _about(row: Row) -> str:
