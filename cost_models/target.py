@@ -108,6 +108,8 @@ def targets() -> dict[str, Target]:
 
 def find_target(target: str | FilePath) -> FilePath:
     """Return the file of a target's name, alias or path; raises `TargetError` if there is none."""
+    if not isinstance(target, str | FilePath):
+        raise TargetError(f"{target!r} is no target; give a name, a YAML file, or a mapping")
     path = FilePath(target)
     if path.suffix in (".yaml", ".yml"):
         return path

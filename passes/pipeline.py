@@ -97,6 +97,8 @@ class Pipeline:
             return cls.from_yaml(_read(spec))
         if isinstance(spec, str):
             return cls.parse(spec)
+        if not isinstance(spec, Iterable):
+            raise PipelineError(f"{spec!r} is no pipeline; give text, a YAML file, or passes")
         return cls(tuple(step for part in spec for step in _steps_of(part)))
 
     @classmethod

@@ -96,14 +96,17 @@ def as_valid(valid: Any, ids: Tensor, name: str = "valid") -> Tensor | None:
     return None if bool(flags.all()) else flags
 
 
-def as_prompt(ids: Any, mask: Any, vocabulary: int | None, padding: int | None) -> Prompt:
-    """Return a prompt of left-padded rows.
+def as_prompt(
+    ids: Any, mask: Any, vocabulary: int | None, padding: int | None, *, either_side: bool = False
+) -> Prompt:
+    """Return a prompt of padded rows.
 
     Args:
         ids: token ids of one row or several.
         mask: 1 for a token and 0 for padding, or None.
         vocabulary: the number of token ids, or None if it is not known.
         padding: with no mask, the id that marks padding, or None.
+        either_side: whether padding may follow the tokens, no new ones being put there.
 
     Raises:
         InputError: no tokens, ids out of range, a mask that does not fit, or padding on the right.
@@ -113,17 +116,17 @@ def as_prompt(ids: Any, mask: Any, vocabulary: int | None, padding: int | None) 
         mask = found != padding
     valid = as_valid(mask, found, "attention_mask")
     if valid is not None:
-        _check_padding(valid)
+        _check_padding(valid, either_side=either_side)
     return Prompt(found, valid)
 
 
-def _check_padding(valid: Tensor) -> None:
+def _check_padding(valid: Tensor, *, either_side: bool) -> None:
     empty = ~valid.any(1)
     if bool(empty.any()):
         row = int(empty.nonzero()[0])
         raise InputError(f"row {row} of the prompt is all padding; give it at least one token")
     right = ~valid[:, -1]
-    if bool(right.any()):
+    if bool(right.any()) and not either_side:
         row = int(right.nonzero()[0])
         raise InputError(
             f"row {row} of the prompt is padded on the right, where new tokens go; pad on the left "

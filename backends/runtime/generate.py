@@ -148,8 +148,10 @@ def generate(
     Raises:
         InputError: anything out of its range, or an unknown argument; before any step.
     """
+    _check_streamer(streamer)
     read = read_options(options, model.defaults, model.vocabulary)
-    prompt = as_prompt(input_ids, attention_mask, model.vocabulary, _padding_mark(read))
+    mark, either = _padding_mark(read), model.encodes
+    prompt = as_prompt(input_ids, attention_mask, model.vocabulary, mark, either_side=either)
     decoded = _start_tokens(prompt, read) if model.encodes else prompt
     room = None if model.max_positions is None else model.max_positions + 1 - decoded.longest
     new = budget(read, decoded.ids.shape[1], room)
@@ -221,6 +223,13 @@ def _scores(logits: Tensor) -> Tensor:
     """Return the last row's scores [B, V] in no less than float32."""
     last = logits[:, -1]
     return last if last.dtype is torch.float64 else last.to(torch.float32)
+
+
+def _check_streamer(streamer: Any) -> None:
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise InputError(
+            f"streamer {streamer!r} has no put and end; give transformers' TextStreamer"
+        )
 
 
 def _put(streamer: Streamer | None, tokens: Tensor) -> None:

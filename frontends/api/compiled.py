@@ -4,19 +4,19 @@ Nothing is captured here before it must be: a module that needs example inputs i
 first call. What compiling yields is `elidir.frontends.Program`; this file is the user's view of it.
 """
 
-import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
+from elidir.calling import forward_inputs
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
 from elidir.excerpt import excerpt
 from elidir.explain import explain_program
 from elidir.frontends import (
+    Arguments,
     Options,
     Program,
     Quality,
@@ -26,6 +26,8 @@ from elidir.frontends import (
     runs_in,
 )
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
+
+_REQUEST = ("batch", "prompt", "new", "context", "dtype")
 
 
 class Compiled:
@@ -79,9 +81,8 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: its own arguments, and its own kind of output."""
-        program = self._program or self._build(_example(self._model, args, kwargs))
-        given = _named(program, args, kwargs)
-        return program.face.output(program.forward(*_inputs(program, given)))
+        program = self._program or self._build(Arguments(args, kwargs))
+        return program.face.output(program.forward(*forward_inputs(program, args, kwargs)))
 
     def generate(
         self, input_ids: Any = None, attention_mask: Any = None, **options: Any
@@ -100,6 +101,8 @@ class Compiled:
         Raises `ElidirError` for a model that cannot generate.
         """
         program = self.program
+        if program.face.mute:
+            raise ElidirError(f"the model cannot generate: {program.face.mute}")
         names = [p.name for p in program.module["forward"].region.params]
         limits: dict[str, Any] = {
             "vocabulary": program.vocabulary,
@@ -171,6 +174,9 @@ class Compiled:
         the dtype that they run in.
         """
         program = self.program
+        for name in request:
+            if name not in _REQUEST:
+                raise ElidirError(f"report has no argument '{name}'{nearest(name, _REQUEST)}")
         wanted = [program.options.target] if targets is None else targets
         if program.max_positions is not None:  # the usual request may be too long for the model
             request.setdefault("new", min(128, program.max_positions // 4))
@@ -212,63 +218,7 @@ def _stored_bytes(entry: Entry) -> int:
     return int(count * bits) // 8
 
 
-# ---- inputs
-
-
-def _named(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tensors of a call by the names that capture gave them."""
-    face = program.face
-    if len(args) > len(face.signature):
-        raise ElidirError(f"the model takes {len(face.signature)} arguments, not {len(args)}")
-    bound = dict(zip(face.signature, args, strict=False)) | dict(kwargs)
-    paths, _ = pytree.tree_flatten_with_path(bound)
-    given = {
-        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): v for path, v in paths
-    }
-    known = {n for n in face.inputs if n}
-    for name, value in given.items():
-        if name not in known and not _is_default(value):
-            raise ElidirError(
-                f"the model was compiled without the input '{name}'{nearest(name, known)}; "
-                "leave it out, or compile with example_inputs= that hold it"
-            )
-    return given
-
-
-def _is_default(value: Any) -> bool:
-    """Whether an argument asks for nothing beyond the captured call."""
-    return value is None or isinstance(value, bool)
-
-
-def _inputs(program: Program, given: Mapping[str, Any]) -> list[torch.Tensor]:
-    params = program.module["forward"].region.params
-    found: dict[str, Any] = {}
-    for param, name in zip(params, program.face.inputs, strict=True):
-        value = given.get(name) if name else None
-        if value is None:
-            value = _left_out(param.name, name, found, program)
-        found[param.name] = value.bool() if param.name == "valid" else value
-    return list(found.values())
-
-
-def _left_out(param: str, name: str, found: Mapping[str, Any], program: Program) -> torch.Tensor:
-    """Return validity and positions that the caller leaves to the model."""
-    if param not in ("valid", "pos"):
-        raise ElidirError(f"the model needs the input '{name}'; give it as it was captured")
-    ids = found["ids"]
-    if param == "valid":
-        return torch.ones(ids.shape, dtype=torch.bool)
-    if program.face.counts_valid:
-        return (found["valid"].long().cumsum(-1) - 1).clamp(min=0)
-    return torch.arange(ids.shape[1]).expand(ids.shape)
-
-
-def _example(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the inputs of a first call as example inputs: a tuple, or a dict if some are named."""
-    if not kwargs:
-        return args
-    call = model.forward if isinstance(model, torch.nn.Module) else model
-    return dict(inspect.signature(call).bind(*args, **kwargs).arguments)
+# ---- generation
 
 
 def _whole(program: Program) -> Any:

@@ -13,7 +13,7 @@ import torch
 from elidir.backends import backend_names, ir_dtype
 from elidir.compiled import Compiled
 from elidir.cost_models import load_target
-from elidir.frontends import Options
+from elidir.frontends import Options, check_static
 from elidir.ir import DType, ElidirError, nearest
 from elidir.passes import framed
 
@@ -62,10 +62,12 @@ def _compiled(model: Any, chosen: Options, example_inputs: Any) -> Any:
         from elidir.cache import compile_named
 
         return compile_named(model, chosen)
+    if isinstance(model, Compiled):
+        raise ElidirError("this is compiled already; give elidir.compile the model that it was")
     if isinstance(model, type):
         return _class_maker(model, chosen)
     if not callable(model):
-        raise ElidirError(f"cannot compile a {type(model).__name__}; give a module or a function")
+        raise ElidirError(f"cannot compile {model!r:.40}; give a module or a function")
     return Compiled(model, chosen, example_inputs)
 
 
@@ -81,6 +83,8 @@ def check_options(
     """Return the options of a compilation; raises `ElidirError` for one that is wrong."""
     framed(pipeline)
     load_target(target)
+    if static is not None:
+        check_static(static)
     return Options(target, pipeline, check_backends(backend), _dtype(dtype), dynamic, static)
 
 
@@ -97,11 +101,15 @@ def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:
 
 def check_backends(wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of backends in order; raises `ElidirError` for one that is unknown."""
-    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    if not isinstance(names, tuple | list) or not names:
+        raise ElidirError(
+            f"backend {wanted!r} is no name; give one of {', '.join(backend_names())}"
+        )
     for name in names:
         if name not in backend_names():
             raise ElidirError(f"there is no backend '{name}'{nearest(name, backend_names())}")
-    return names
+    return tuple(names)
 
 
 def _dtype(wanted: Any) -> DType | None:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elidir.frontends.capture import Capture, capture
-from elidir.frontends.signature import CaptureError
+from elidir.frontends.signature import Arguments, CaptureError, argument_leaves, check_static
 from elidir.frontends.untouched import is_hugging_face
 
 if TYPE_CHECKING:
@@ -26,16 +26,18 @@ if TYPE_CHECKING:
         read_text,
         token_windows,
     )
+    from elidir.frontends.face import Face
     from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
     from elidir.frontends.huggingface import Loaded, check_length, load, source_files
     from elidir.frontends.measuring import measure_program, runs_in
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
-    from elidir.frontends.program import Face, Options, Program, build
+    from elidir.frontends.program import Options, Program, build
     from elidir.frontends.raising import Raised, raise_capture
     from elidir.frontends.sealing import ArtifactError
     from elidir.frontends.tokenizer import Tokenizer
 
 __all__ = [
+    "Arguments",
     "Artifact",
     "ArtifactError",
     "Capture",
@@ -58,10 +60,12 @@ __all__ = [
     "Raised",
     "Storage",
     "Tokenizer",
+    "argument_leaves",
     "build",
     "capture",
     "check_length",
     "check_scorable",
+    "check_static",
     "dequantize",
     "find_culprit",
     "is_artifact",
@@ -92,7 +96,8 @@ _MODULES = {
     "huggingface": "Loaded check_length load source_files",
     "measuring": "measure_program runs_in",
     "numerics": "Difference Feed Numerics Oracle random_weights",
-    "program": "Face Options Program build",
+    "face": "Face",
+    "program": "Options Program build",
     "raising": "Raised raise_capture",
     "sealing": "ArtifactError",
     "tokenizer": "Tokenizer",

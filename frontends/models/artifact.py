@@ -16,8 +16,9 @@ import torch
 
 from elidir.backends import WeightStore
 from elidir.cost_models import dump_target, load_target
+from elidir.frontends.face import Face
 from elidir.frontends.outputs import StoredSpec, output_text
-from elidir.frontends.program import Face, Options, Program
+from elidir.frontends.program import Options, Program
 from elidir.frontends.sealing import MANIFEST, ArtifactError, open_sealed, reason, seal, whole
 from elidir.frontends.tensors import read_weights, write_weights
 from elidir.frontends.tokenizer import Tokenizer
@@ -96,7 +97,13 @@ def _described(program: Program, folder: Path) -> dict[str, Any]:
         "after": history.names if isinstance(history, Texts) else [name for name, _ in history],
         "inputs": face.inputs,
         "signature": face.signature,
-        "counts_valid": face.counts_valid,
+        "positions": face.positions,
+        "padding": face.padding,
+        "constants": dict(face.constants),
+        "demanded": face.demanded,
+        "places": face.places,
+        "fixed": list(face.fixed.items()),
+        "mute": face.mute,
         "defaults": dict(face.defaults),
         "output": output_text(face),
         "remarks": program.remarks,
@@ -161,9 +168,15 @@ def _read_program(folder: Path, data: dict[str, Any]) -> Program:
     face = Face(
         inputs=tuple(data["inputs"]),
         out_spec=None if output is None else StoredSpec(output),
-        counts_valid=data["counts_valid"],
+        positions=data["positions"],
+        padding=data["padding"],
         defaults=data["defaults"],
         signature=tuple(data["signature"]),
+        constants=data["constants"],
+        demanded=tuple(data["demanded"]),
+        places=tuple(data["places"]),
+        fixed=dict(data["fixed"]),
+        mute=data["mute"],
     )
     raised, module = history[0][1], history[-1][1]
     result = PipelineResult(module, tuple(_record(r) for r in data["passes"]))

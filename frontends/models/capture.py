@@ -24,6 +24,8 @@ from elidir.frontends.signature import CaptureError, Feed, Role
 from elidir.frontends.tidy import tidy, without_writes
 from elidir.frontends.untouched import is_hugging_face, untouched
 
+FIXED = "give example_inputs= of the sizes that are wanted, and dynamic=False"
+
 
 class Origin(Enum):
     """What a weight was in the model."""
@@ -75,9 +77,12 @@ class Capture:
         weights: where each placeholder that is a weight comes from.
         inputs: the other placeholders, in the order of the model's arguments.
         symbols: by the name that export gave.
-        outputs: the name of each flat output: `logits`, `0`.
-        logits: which of them is scores over a vocabulary, if any.
-        out_spec: rebuilds the model's own output; see `rebuild`.
+        outputs: the name of each output of the graph: `logits`, `0`.
+        places: for each of them, where it stands among the model's own flat outputs.
+        fixed: the model's flat outputs that are no tensors, by their place.
+        scores: whether the first of the outputs is scores over a vocabulary.
+        out_spec: rebuilds the model's own output from its flat ones.
+        constants: the values of the captured call that are no tensors, by dotted name.
         remarks: what was given up, and why.
         seconds: how long it took.
     """
@@ -87,8 +92,11 @@ class Capture:
     inputs: tuple[Input, ...]
     symbols: Mapping[str, Symbol]
     outputs: tuple[str, ...]
-    logits: int | None
+    places: tuple[int, ...]
+    fixed: Mapping[int, Any]
+    scores: bool
     out_spec: pytree.TreeSpec
+    constants: Mapping[str, Any]
     remarks: tuple[str, ...]
     seconds: float
 
@@ -115,6 +123,7 @@ def capture(
     """
     started = time.perf_counter()
     module = model if isinstance(model, nn.Module) else FunctionModule(model)
+    _check_weights(module)
     feed = _feed(module, example_inputs, dynamic=dynamic, static=static)
     with untouched(module):
         program, feed, remarks = export(module, feed, falls_back=example_inputs is not None)
@@ -123,11 +132,24 @@ def capture(
     return Capture(**found, remarks=tuple(remarks), seconds=time.perf_counter() - started)
 
 
+def _check_weights(module: nn.Module) -> None:
+    """Refuse a model whose weights were never loaded."""
+    held = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in held if tensor.is_meta]
+    if empty:
+        raise CaptureError(
+            f"{type(module).__name__} has no data for {len(empty)} weights, such as {empty[0]}, "
+            "which are on the meta device; load them before it is compiled"
+        )
+
+
 def _feed(model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, int] | None) -> Feed:
     """What to trace the model with."""
+    if static is not None:
+        sig.check_static(static)
+        if example is not None or not is_hugging_face(model):
+            raise CaptureError(f"static= is for models of transformers alone; {FIXED}")
     if example is not None:
-        if static is not None:
-            raise CaptureError("static= is for models without example_inputs=; give one of them")
         feed = sig.example_feed(model.forward, example, dynamic=dynamic)
         return sig.stateless(model, feed) if is_hugging_face(model) else feed
     if not is_hugging_face(model):
@@ -161,17 +183,23 @@ def _describe(module: nn.Module, program: ExportedProgram, feed: Feed) -> dict[s
         value = nodes[argument.name].meta["val"]
         inputs.append(Input(leaf.name, argument.name, leaf.role, value.dtype, leaf.dims))
         symbols |= _symbols(leaf.dims, value.shape, ranges)
-    _keep_outputs(graph, kinds)
+    names = _output_names(spec)
+    fixed, flat = _flat_outputs(graph, kinds, names)
+    first = _logits(graph, flat, names, named=is_hugging_face(module) and spec.type is not tuple)
+    places = sorted(flat, key=lambda place: place != first)  # what generation reads comes first
+    _set_outputs(graph, [flat[place] for place in places])
     _drop_unread(graph, {i.placeholder for i in inputs})
-    outputs = _output_names(spec)
     return {
         "graph": graph,
         "weights": {k: w for k, w in weights.items() if k in _placeholders(graph)},
         "inputs": tuple(inputs),
         "symbols": symbols,
-        "outputs": outputs,
-        "logits": _logits(graph, outputs, inputs, is_hugging_face(module)),
+        "outputs": tuple(names[place] for place in places),
+        "places": tuple(places),
+        "fixed": fixed,
+        "scores": first is not None,
         "out_spec": spec,
+        "constants": feed.constants,
     }
 
 
@@ -225,11 +253,28 @@ def _placeholders(graph: fx.GraphModule) -> set[str]:
     return {node.name for node in graph.graph.find_nodes(op="placeholder")}
 
 
-def _keep_outputs(graph: fx.GraphModule, kinds: Sequence[OutputKind]) -> None:
-    """Leave the user's outputs; a model without a cache keeps no buffer that it wrote."""
+def _flat_outputs(
+    graph: fx.GraphModule, kinds: Sequence[OutputKind], names: Sequence[str]
+) -> tuple[dict[int, Any], dict[int, fx.Node]]:
+    """What the user gets, by its place: constants, and tensors; buffers that are written are not.
+
+    Raises:
+        CaptureError: an output is a size, or nothing is a tensor.
+    """
     (output,) = graph.graph.find_nodes(op="output")
     kept = [v for v, k in zip(output.args[0], kinds, strict=True) if k == OutputKind.USER_OUTPUT]
-    output.args = (tuple(kept),)
+    flat = {i: v for i, v in enumerate(kept) if isinstance(v, fx.Node)}
+    for i, node in flat.items():
+        if not isinstance(node.meta["val"], Tensor):
+            raise CaptureError(f"output {names[i]} of the model is a size; return tensors alone")
+    if not flat:
+        raise CaptureError("the model returns no tensor; return what it computes")
+    return {i: v for i, v in enumerate(kept) if i not in flat}, flat
+
+
+def _set_outputs(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    (output,) = graph.graph.find_nodes(op="output")
+    output.args = (tuple(nodes),)
 
 
 def _drop_unread(graph: fx.GraphModule, keep: set[str]) -> None:
@@ -253,14 +298,19 @@ def _step(step: Any) -> str:
 
 
 def _logits(
-    graph: fx.GraphModule, names: Sequence[str], inputs: Sequence[Input], named: bool
+    graph: fx.GraphModule, flat: Mapping[int, fx.Node], names: Sequence[str], *, named: bool
 ) -> int | None:
-    """Which output scores a vocabulary: one called so, else a module's only output [B, T, V]."""
-    if "logits" in names:
-        return names.index("logits")
-    tokens = any(i.role is Role.IDS for i in inputs)
-    if named or len(names) != 1 or not tokens:
-        return None
-    (output,) = graph.graph.find_nodes(op="output")
-    value = output.args[0][0].meta["val"]
-    return 0 if value.dim() == 3 and value.is_floating_point() else None
+    """Where the scores over a vocabulary stand: the output called so, else one that fits.
+
+    A module of one's own need not name its outputs: [B, T, V] with V words in the table that is
+    looked up, or a module's only output [B, T, D], will do.
+    """
+    places = [p for p in flat if names[p].rpartition(".")[2] == "logits"]
+    if places or named:
+        return places[0] if places else None
+    tables = (n.args[0] for n in graph.graph.nodes if str(n.target) == "aten.embedding.default")
+    words = [t.meta["val"].shape[0] for t in tables]
+    shapes = {p: n.meta["val"].shape for p, n in flat.items() if n.meta["val"].is_floating_point()}
+    fits = [p for p, shape in shapes.items() if len(shape) == 3]
+    scored = [p for p in fits if any(shapes[p][2] == n for n in words)]
+    return next(iter(scored or (fits if words and len(flat) == 1 else ())), None)

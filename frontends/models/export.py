@@ -125,7 +125,12 @@ class _RefusedError(Exception):
         """The whole refusal, with the remedy."""
         function = getattr(module, "function", None) if isinstance(module, FunctionModule) else None
         what = getattr(function, "__name__", type(module).__name__)
-        if is_hugging_face(module) and feed.names and self.is_about_sizes:
+        if (own := _own_failure(module, feed)) is not None:
+            return (
+                f"{what} does not run on what it is captured with: {own}; give example_inputs= of "
+                "a call that works"
+            )
+        if is_hugging_face(module) and sig.LENGTH in feed.names and self.is_about_sizes:
             return (
                 f"{what} cannot be exported for any length: {self.reason}; "
                 "state the batch and length with static=(1, 128), or give example_inputs="
@@ -138,11 +143,28 @@ class _RefusedError(Exception):
     @property
     def is_about_sizes(self) -> bool:
         """Whether stated sizes would help: data that decide are no matter of sizes."""
-        return "Could not guard on data-dependent" not in str(self.cause)
+        return DATA not in str(self.cause)
+
+
+DATA = "Could not guard on data-dependent"
+
+
+def _own_failure(module: nn.Module, feed: Feed) -> str | None:
+    """What the model itself raises on its example, None if it runs: not all is export's fault."""
+    try:
+        with torch.no_grad(), quiet():
+            module(*feed.args, **feed.kwargs)
+    except Exception as error:  # a model may raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        place = _last_place(error)
+        return f"{lines[0][:200]}{f' ({place})' if place else ''}"
+    return None
 
 
 def _in_our_words(line: str) -> str:
     """What export says of a dimension, said plainly; anything else as it is."""
+    if DATA in line:
+        return "the model's code decides by the values of its data"
     fixed = re.search(r"You marked (\w+) as dynamic but .* constant \((\d+)\)", line)
     if fixed:
         return f"the model's code fixes {fixed[1]} to the example's {fixed[2]}"

@@ -4,18 +4,17 @@ A `Program` is all that compiling yields. It is data and executables; the face t
 `elidir.Compiled`. The model itself is read, never changed and never kept.
 """
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from elidir.backends import Executable, WeightStore, lower
+from elidir.frontends.face import Face, face_of
 from elidir.ir import DType, Embed, Module
 from elidir.passes import History, PipelineResult, Verify, framed
 
@@ -41,32 +40,6 @@ class Options:
     dtype: DType | None = None
     dynamic: bool = True
     static: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Face:
-    """How the outside calls the program: inputs by name, outputs by structure, generation defaults.
-
-    Args:
-        inputs: for each parameter of `@forward` the model's own input, "" for one that it takes for
-            granted.
-        out_spec: rebuilds the model's output from flat ones, or finds what does when it is first
-            needed; None gives a tuple.
-        counts_valid: whether positions that the caller leaves out count valid tokens, not slots.
-        defaults: generation options of the model.
-        signature: the model's own arguments in order.
-    """
-
-    inputs: tuple[str, ...]
-    out_spec: pytree.TreeSpec | Callable[[], pytree.TreeSpec] | None
-    counts_valid: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    signature: tuple[str, ...] = ()
-
-    def output(self, flat: Sequence[Any]) -> Any:
-        """Return the model's own kind of output."""
-        spec = self.out_spec() if callable(self.out_spec) else self.out_spec
-        return tuple(flat) if spec is None else pytree.tree_unflatten(list(flat), spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +145,7 @@ def build(
     history = History()
     result = pipeline.run(module, instruments=[Verify(), history], target=options.target)
     seconds["passes"] = time.perf_counter() - started
-    face = Face(raised.inputs, captured.out_spec, **_asked_of(model, raised.inputs))
+    face = face_of(model, captured, raised.inputs)
     rows, store = tuple(history.rows), WeightStore(sources)
     remarks = (*captured.remarks, *_not_applied(model))
     return Program(module, result.module, store, face, options, result, rows, remarks, seconds)
@@ -185,26 +158,6 @@ def _name(model: Any) -> str:
 
 
 # ---- what a model of transformers says of itself
-
-_GENERATION = (
-    *("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "do_sample"),
-    *("temperature", "top_k", "top_p", "repetition_penalty", "max_length", "max_new_tokens"),
-    *("forced_bos_token_id", "forced_eos_token_id"),
-)
-
-
-def _asked_of(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
-    """Return the rest of the face."""
-    call = model.forward if isinstance(model, torch.nn.Module) else model
-    names = tuple(inspect.signature(call).parameters)
-    generation = getattr(model, "generation_config", None)
-    stated = generation.to_diff_dict() if generation is not None else {}
-    defaults = {k: stated[k] for k in _GENERATION if stated.get(k) is not None}
-    return {
-        "signature": names,
-        "defaults": defaults,
-        "counts_valid": "position_ids" in inputs and _counts_valid(model),
-    }
 
 
 _NOT_BUILT = (
@@ -219,24 +172,3 @@ def _not_applied(model: Any) -> list[str]:
     stated = generation.to_diff_dict() if generation is not None else {}
     asked = [n for n in _NOT_BUILT if stated.get(n) not in (None, 0, 1, [])]
     return [f"generate does not apply the model's {n}={stated[n]}" for n in asked]
-
-
-def _counts_valid(model: torch.nn.Module) -> bool:
-    """Whether the model's own default positions count valid tokens (OPT) rather than slots."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([[1, 2, 3]], device=device)
-    mask = torch.tensor([[0, 1, 1]], device=device)
-    slots = torch.arange(3, device=device)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            own = _first(model(input_ids=ids, attention_mask=mask))
-            given = _first(model(input_ids=ids, attention_mask=mask, position_ids=slots))
-    finally:
-        model.train(training)
-    return not torch.equal(own[:, 1:], given[:, 1:])
-
-
-def _first(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output[0]

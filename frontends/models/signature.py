@@ -47,6 +47,8 @@ BATCH, LENGTH, TARGET = "B", "T", "U"
 
 Dims = tuple[str | int, ...]
 
+PLAIN = (bool, int, float, str, type(None))
+
 # Sizes of the tensors that a Hugging Face model is traced with: three different numbers that no
 # model is likely to hold as a constant, and none of them 1, which export takes for a constant.
 EXAMPLE = {BATCH: 3, LENGTH: 7, TARGET: 5}
@@ -71,12 +73,21 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Feed:
-    """Example inputs, a leaf for each tensor in them (None for other values), bounds of names."""
+    """Example inputs of a capture.
+
+    Args:
+        args: by position.
+        kwargs: by name.
+        leaves: one for each tensor in them, None for other values.
+        limits: bounds of the dimensions by name.
+        constants: by dotted name, the user's values that are no tensors.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: tuple[Leaf | None, ...]
     limits: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(LIMITS))
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
@@ -88,19 +99,54 @@ class Feed:
         return pytree.tree_leaves((self.args, self.kwargs))
 
 
-def leaf_names(args: Sequence[Any], kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> list:
-    """A dotted name for each value of the inputs, from the parameters of `forward`."""
-    parameters = list(inspect.signature(forward).parameters)
-    paths, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
-    return [_dotted(path, parameters) for path, _ in paths]
+@dataclass(frozen=True)
+class Arguments:
+    """Positional and named arguments of one call."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _dotted(path: Sequence[Any], parameters: Sequence[str]) -> str:
-    """The name of one value: `input_ids`, `states.0`."""
-    first, *rest = [getattr(step, "key", getattr(step, "idx", step)) for step in path][1:]
-    if isinstance(first, int):
-        first = parameters[first] if first < len(parameters) else f"arg{first}"
-    return ".".join(str(step) for step in (first, *rest))
+def argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a call gives by position, in order; the last is `*name` for any number more."""
+    parameters = inspect.signature(forward).parameters.values()
+    placed = (p for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD))
+    return tuple(f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in placed)
+
+
+def argument_leaves(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Each value of a call by its dotted name: `input_ids`, `states.0`.
+
+    Args:
+        names: of the arguments, as `argument_names` gives them.
+        args: given by position.
+        kwargs: given by name.
+
+    Raises:
+        CaptureError: there are too many, or one is given twice.
+    """
+    placed = dict(zip(_places(names, len(args)), args, strict=True))
+    for name in placed.keys() & kwargs.keys():
+        raise CaptureError(f"{name} is given twice, by position and by name; give it once")
+    paths, _ = pytree.tree_flatten_with_path((placed, dict(kwargs)))
+    return {".".join(map(_step, path[1:])): value for path, value in paths}
+
+
+def _places(names: Sequence[str], count: int) -> list[str]:
+    """The names of so many positional arguments."""
+    if names and names[-1].startswith("*"):
+        rest, known = names[-1][1:], names[:-1]
+        return [*known[:count], *(f"{rest}.{i}" for i in range(count - len(known)))]
+    if count > len(names):
+        raise CaptureError(f"the model takes {len(names)} arguments by position, not {count}")
+    return list(names[:count])
+
+
+def _step(step: Any) -> str:
+    """One step of a path into nested values."""
+    return str(next(getattr(step, a) for a in ("key", "idx", "name") if hasattr(step, a)))
 
 
 # Hugging Face models
@@ -128,6 +174,15 @@ def hugging_face_feed(model: Any, static: tuple[int, int] | None) -> Feed:
     return stateless(model, feed)
 
 
+def check_static(static: Any) -> None:
+    """Refuse what is no batch and length."""
+    pair = static if isinstance(static, tuple | list) else ()
+    if len(pair) != 2 or not all(type(n) is int and n >= 1 for n in pair):
+        raise CaptureError(
+            f"static={static} is no batch and length; both must be at least 1, as in (1, 128)"
+        )
+
+
 def stateless(model: Any, feed: Feed) -> Feed:
     """Ask a model of transformers to keep no cache."""
     if "use_cache" not in inspect.signature(model.forward).parameters:
@@ -139,14 +194,15 @@ def stateless(model: Any, feed: Feed) -> Feed:
 
 def _sizes(model: Any, static: tuple[int, int] | None) -> dict[str, int]:
     """The sizes of the example: as stated, else small ones within the model's positions."""
+    limit = _limits(model)[LENGTH][1]
     if static is not None:
         batch, length = static
-        if batch < 1 or length < 1:
+        if length > limit:
             raise CaptureError(
-                f"static={static} is no batch and length; both must be at least 1, as in (1, 128)"
+                f"static={static} asks for {length} tokens and the model has {limit} positions; "
+                "give a shorter length"
             )
         return {BATCH: batch, LENGTH: length, TARGET: length}
-    limit = _limits(model)[LENGTH][1]
     return {name: min(size, limit) for name, size in EXAMPLE.items()}
 
 
@@ -255,7 +311,8 @@ def example_feed(forward: Callable[..., Any], example: Any, *, dynamic: bool) ->
     Raises:
         CaptureError: the inputs do not fit the forward, or hold no tensor.
     """
-    args, kwargs = _as_arguments(example)
+    given = _as_arguments(example)
+    args, kwargs = given.args, dict(given.kwargs)
     try:
         inspect.signature(forward).bind(*args, **kwargs)
     except TypeError as error:
@@ -263,29 +320,34 @@ def example_feed(forward: Callable[..., Any], example: Any, *, dynamic: bool) ->
             f"example_inputs= do not fit the model's forward: {error}; give a tuple of its "
             "positional arguments or a dict of its named ones"
         ) from error
-    values = pytree.tree_leaves((args, kwargs))
-    if not any(isinstance(value, Tensor) for value in values):
+    named = argument_leaves(argument_names(forward), args, kwargs)
+    if not any(isinstance(value, Tensor) for value in named.values()):
         raise CaptureError("example_inputs= hold no tensor; give the tensors of one usual call")
-    feed = Feed(args, kwargs, _leaves(values, leaf_names(args, kwargs, forward)))
+    feed = Feed(args, kwargs, _leaves(named), constants=_constants(named))
     return feed if dynamic else freeze(feed, feed.names)
 
 
-def _as_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments of one call."""
+def _as_arguments(example: Any) -> Arguments:
+    """What the user gave for an example."""
+    if isinstance(example, Arguments):
+        return example
     if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, (tuple, list)):
-        return tuple(example), {}
-    return (example,), {}
+        return Arguments(kwargs=example)
+    return Arguments(tuple(example) if isinstance(example, tuple | list) else (example,))
 
 
-def _leaves(values: Sequence[Any], names: Sequence[str]) -> tuple[Leaf | None, ...]:
+def _constants(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a call that a program holds as they are."""
+    return {n: v for n, v in named.items() if isinstance(v, PLAIN)}
+
+
+def _leaves(named: Mapping[str, Any]) -> tuple[Leaf | None, ...]:
     """Name, role and dimensions of each tensor."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    tensors = [value for value in named.values() if isinstance(value, Tensor)]
     batch = next((t.shape[0] for t in tensors if t.dim() > 1), None)
     length = _length(tensors)
     leaves: list[Leaf | None] = []
-    for name, value in zip(names, values, strict=True):
+    for name, value in named.items():
         if not isinstance(value, Tensor):
             leaves.append(None)
             continue

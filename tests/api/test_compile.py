@@ -1,6 +1,7 @@
 """`elidir.compile` in each of its forms, and what `Compiled` shows of itself."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,8 @@ def test_report_covers_each_target(fast: elidir.Compiled) -> None:
     found = fast.report(["p40", "a100", "m2", "npu"], prompt=64, new=16)
     assert len(json.loads(found.to_json())["targets"]) == 4
     assert "P40" in found.to_text()
+    with pytest.raises(ElidirError, match="did you mean 'prompt'"):
+        fast.report(promt=3)
 
 
 # ---- mistakes
@@ -143,9 +146,14 @@ def test_report_covers_each_target(fast: elidir.Compiled) -> None:
         ({"target": "p4o"}, "did you mean 'p40'"),
         ({"backend": "cpuu"}, "did you mean 'cpu'"),
         ({"dtype": "int7"}, "no float type"),
+        ({"pipeline": 3}, "3 is no pipeline"),
+        ({"target": None}, "None is no target"),
+        ({"backend": []}, "give one of cpu, reference"),
+        ({"static": 3}, "no batch and length"),
+        ({"static": (1, 0)}, "must be at least 1"),
     ],
 )
-def test_a_wrong_option_is_said_at_once(options: dict[str, str], words: str) -> None:
+def test_a_wrong_option_is_said_at_once(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ElidirError, match=words):
         elidir.compile(Doubler(), **options)
 

@@ -94,6 +94,7 @@ CASES: list[tuple[str, Any, dict[str, Any], str]] = [
     ("eos beyond", [1], {"eos_token_id": 61}, "eos_token_id is 61; .* from 0 to 60"),
     ("pad beyond", [1], {"pad_token_id": 99}, "pad_token_id is 99; .* from 0 to 60"),
     ("stop string", [1], {"stop_strings": ""}, "stop_strings is ''; .* none of them empty"),
+    ("streamer", [1], {"streamer": 3}, "streamer 3 has no put and end"),
     (
         "no tokenizer",
         [1],

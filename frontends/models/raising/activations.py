@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from elidir.frontends.raising.probe import Probe
+from elidir.frontends.raising.probe import Probe, ProbeError
 from elidir.ir import (
     Add,
     Builder,
@@ -55,7 +55,7 @@ class ActivationRule:
         grid = torch.linspace(-9, 9, count).reshape(sizes)
         try:
             (found,) = self.probe.run([op.result], op_of, {x: grid})
-        except (RuntimeError, KeyError):
+        except ProbeError:
             return None
         fits = [n for n in NAMES if torch.allclose(found, self._known(x, n, grid), 1e-5, 1e-6)]
         return fits[0] if fits else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from elidir.frontends.raising.probe import Probe, backward
+from elidir.frontends.raising.probe import Probe, ProbeError, backward
 from elidir.ir import (
     AlibiBias,
     Attention,
@@ -71,10 +71,6 @@ class Reading:
             self,
             predicate=replace(mine, before=before or mine.before, after=after or mine.after),
         )
-
-
-class _UnrunnableError(Exception):
-    """The piece does not run on the probe's inputs."""
 
 
 class MaskRule:
@@ -139,12 +135,12 @@ class MaskRule:
         """Read the values at one length, then with small numbers in the place of large ones."""
         try:
             plain = self._read(x, b.op_of)
-        except _UnrunnableError:
+        except ProbeError:
             return None
         for number in _large_numbers(backward([x], b.op_of, set())):
             try:
                 small, next_ = (self._read(x, _substituted(b.op_of, number, n)) for n in (5, 6))
-            except _UnrunnableError:
+            except ProbeError:
                 continue  # the number is a size of something else
             if plain is None or small is None or next_ is None:
                 return None  # what it does beyond the probe is no predicate over distances
@@ -154,10 +150,7 @@ class MaskRule:
     def _read(self, x: Value, op_of: Any) -> Reading | None:
         """Return the predicate and slopes of a mask or bias, None if they are neither."""
         inputs = self.probe.index_inputs(2, LENGTH, PAD if self.probe.valid is not None else 0)
-        try:
-            (values,) = self.probe.run([x], op_of, inputs)
-        except Exception as error:  # a program cut out of its model may fail in any way
-            raise _UnrunnableError from error
+        (values,) = self.probe.run([x], op_of, inputs)
         is_bias = values.dtype is not torch.bool
         found = _distances((values > NEVER).all(1) if is_bias else values, inputs, self.probe)
         predicate = None if found is None else _fit(*found)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from elidir.frontends.raising.probe import Probe, backward
+from elidir.frontends.raising.probe import Probe, ProbeError, backward
 from elidir.ir import (
     Add,
     Builder,
@@ -86,7 +86,10 @@ class PositionRule:
         bound = self._bound()
         if bound is None or bound > MAX_TABLE:
             return None
-        short, full = self._evaluate(table, b, min(5, bound)), self._evaluate(table, b, bound)
+        try:
+            short, full = (self._evaluate(table, b, n) for n in (min(5, bound), bound))
+        except ProbeError:
+            return None
         if not torch.equal(short, full[: len(short)]):
             return None
         weights = (w for op in backward([table], b.op_of, set()) for w in op.weights())
@@ -101,7 +104,7 @@ class PositionRule:
     def _evaluate(self, table: Value, b: Builder, length: int) -> torch.Tensor:
         inputs = self.probe.index_inputs(1, length, 0)
         (rows,) = self.probe.run([table], b.op_of, inputs)
-        return rows.reshape(length, -1).clone()
+        return rows.reshape(-1, rows.shape[-2], rows.shape[-1])[0].clone()
 
     # -- as arithmetic
 
@@ -130,7 +133,10 @@ class PositionRule:
 
     def _agrees(self, table: Value, lifted: Value, b: Builder) -> bool:
         inputs = self.probe.index_inputs(2, 7, 0)
-        old, new = self.probe.run([table, lifted], b.op_of, inputs)
+        try:
+            old, new = self.probe.run([table, lifted], b.op_of, inputs)
+        except ProbeError:
+            return False
         return new.dim() == 3 and torch.equal(old.expand_as(new), new)
 
 

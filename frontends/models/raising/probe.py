@@ -30,6 +30,10 @@ from elidir.ir import (
 OpOf = Callable[[Any], Op | None]
 
 
+class ProbeError(Exception):
+    """A piece of the program does not run on the inputs of a probe: nothing is learnt from it."""
+
+
 @dataclass
 class Probe:
     """What probing needs to know of the program: its position inputs and its weights' arrays."""
@@ -89,15 +93,21 @@ class Probe:
     def run(
         self, wanted: Sequence[Value], op_of: OpOf, inputs: Mapping[Value, torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Compute values from the given ones, whose sizes may be any that the symbols allow."""
+        """Compute values from the given ones, whose sizes may be any that the symbols allow.
+
+        Raises:
+            ProbeError: the piece does not run on these inputs.
+        """
         params = tuple(inputs)
         ops = tuple(backward(wanted, op_of, set(params)))
         region = Region(params, ops, tuple(wanted))
         module = Module("probe", {}, self.symbols, self.entries)
         store = WeightStore({n: self.tensors[n] for n in self.tensors})
-        return list(
-            lower(Function("probe", region), module, store, ("reference",))(*inputs.values())
-        )
+        try:
+            piece = lower(Function("probe", region), module, store, ("reference",))
+            return list(piece(*inputs.values()))
+        except Exception as error:  # a program cut out of its model may fail in any way
+            raise ProbeError(str(error)) from error
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was found for this key before, or find it."""
@@ -114,14 +124,27 @@ class Probe:
         return structure(Region((), ops, tuple(wanted)), leaves), names, fixed
 
     def index_inputs(self, batch: int, length: int, pad: int) -> dict[Value, torch.Tensor]:
-        """Return positions and validity of a batch; its last row has `pad` invalid tokens first."""
+        """Return positions and validity of a batch; its last row has `pad` invalid tokens first.
+
+        A program that was captured at fixed sizes gets these, whatever was asked.
+        """
+        batch, length = self.sizes(batch, length)
+        pad = min(pad, length - 1)
         valid = torch.ones(batch, length, dtype=torch.bool)
         valid[-1, :pad] = False
         positions = (valid.long().cumsum(-1) - 1).clamp(min=0)
-        pairs = ((self.positions, positions), (self.valid, valid), self._sizes(batch, length))
+        pairs = ((self.positions, positions), (self.valid, valid), self._every_size(batch, length))
         return {v: t for v, t in pairs if v is not None}
 
-    def _sizes(self, batch: int, length: int) -> tuple[Value, torch.Tensor]:
+    def sizes(self, batch: int, length: int) -> tuple[int, int]:
+        """Return batch and length, or those that the program is fixed to."""
+        known = self.positions if self.positions is not None else self.valid
+        fixed = known.type.dims if known is not None else ()
+        wanted = zip(fixed, (batch, length), strict=False)
+        found = tuple(d if isinstance(d, int) else n for d, n in wanted)
+        return found if len(found) == 2 else (batch, length)
+
+    def _every_size(self, batch: int, length: int) -> tuple[Value, torch.Tensor]:
         """Return an input that nothing reads, which gives every symbol its size."""
         names = list(self.symbols)
         value = Value(Tensor(tuple(symbol(n) for n in names), DType.BOOL), "sizes")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from elidir.frontends.raising.probe import Probe, backward
+from elidir.frontends.raising.probe import Probe, ProbeError, backward
 from elidir.ir import (
     Add,
     Builder,
@@ -40,8 +40,7 @@ from elidir.ir import (
 )
 
 _THROUGH = (Add, Cast, Concat, Expand, Mul, Reshape, Slice, Sub)
-TOKENS = 12
-FAR = 1000
+FAR = (0, 1, 2, 3, 5, 8, 13, 30, 60, 61, 62, 63)
 MAX_TABLE = 65536
 
 
@@ -152,8 +151,6 @@ class RopeRule:
             return None
         run = _Runner(self.probe, x, op, op_of, axis, lo)
         inputs = self._inputs(op, op_of)
-        if inputs is None:
-            return None
         for layout in RopeLayout:
             read = _read_tables(run, layout, inputs)
             if read is not None:
@@ -163,17 +160,26 @@ class RopeRule:
         return None
 
     def _token_axis(self, x: Value) -> int | None:
-        length = self.probe.positions.type.dims[1]
+        length = self._length()
         axes = [i for i in (1, 2) if x.type.dims[i] == length]
         return axes[0] if len(axes) == 1 else None
 
-    def _inputs(self, op: Op, op_of: Any) -> torch.Tensor | None:
-        """Return positions [2, TOKENS]: far ones where the program reads them, else 0, 1, 2, .."""
+    def _inputs(self, op: Op, op_of: Any) -> torch.Tensor:
+        """Return positions [B, T]: far ones where the program reads them, else 0, 1, 2, .."""
+        batch, length = self.probe.sizes(2, len(FAR))
+        counted = torch.arange(length)
         ops = backward([op.result], op_of, set())
-        if any(isinstance(o, Iota) and not isinstance(o.length, int) for o in ops):
-            return torch.arange(TOKENS).expand(2, -1)
-        far = torch.tensor([0, 1, 2, 3, 5, 8, 13, 30, 60, 61, 62, 63])
-        return far.expand(2, -1)
+        if any(isinstance(o, Iota) and o.length == self._length() for o in ops):
+            return counted.expand(batch, -1)
+        far = torch.cat([torch.tensor(FAR), counted + FAR[-1] + 1])[:length]
+        return far.clamp(max=(self._bound() or MAX_TABLE) - 1).expand(batch, -1)
+
+    def _length(self) -> Any:
+        return self.probe.positions.type.dims[1]
+
+    def _bound(self) -> int | None:
+        length = self._length()
+        return length if isinstance(length, int) else self.probe.symbols[str(length)].hi
 
     def _source(
         self, read: Any, layout: RopeLayout, axis: int, run: _Runner, positions: Any, ops: list[Op]
@@ -197,11 +203,11 @@ class RopeRule:
         return [(n, t[:half]) for n, t in found] + [(n, t[::2]) for n, t in found if len(t) > half]
 
     def _tables(self, layout: RopeLayout, axis: int, run: _Runner, half: int) -> Rotation | None:
-        length = self.probe.positions.type.dims[1]
-        bound = length if isinstance(length, int) else self.probe.symbols[str(length)].hi
+        bound = self._bound()
         if bound is None or bound > MAX_TABLE:
             return None
-        read = _read_tables(run, layout, torch.arange(bound).expand(1, -1), check=False)
+        batch, _ = self.probe.sizes(1, bound)
+        read = _read_tables(run, layout, torch.arange(bound).expand(batch, -1), check=False)
         if read is None:
             return None
         cos, sin = (
@@ -256,7 +262,7 @@ def _read_tables(
     noise = torch.randn(length, width, generator=torch.Generator().manual_seed(0))
     try:
         out = run(noise, positions)
-    except Exception:  # a program cut out of its model may fail in any way
+    except ProbeError:
         return None
     still = (out == noise).all(0)
     turning = int(width - still.sum()) if not bool(still.all()) else 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elidir.frontends.raising.probe import Probe
+from elidir.frontends.raising.probe import Probe, ProbeError
 from elidir.ir import (
     Add,
     Attention,
@@ -154,7 +154,10 @@ class SoftmaxAttentionRule:
     def _is_binary(self, value: Value, b: Builder) -> bool:
         """Whether a mask factor is 0 or 1 everywhere: scores times it, less a lot where it is 0."""
         inputs = self.probe.index_inputs(2, 9, 0)
-        (found,) = self.probe.run([value], b.op_of, inputs)
+        try:
+            (found,) = self.probe.run([value], b.op_of, inputs)
+        except ProbeError:
+            return False
         return bool(((found == 0) | (found == 1)).all())
 
     def _zero(self, b: Builder) -> Value:

@@ -1,0 +1,29 @@
+"""Models captured at stated sizes: the same answers, whatever rules can find out at these sizes.
+
+This is the way of models that export with no other length, so it must hold for every family.
+"""
+
+import pytest
+import torch
+
+from elidir.frontends.capture import capture
+from elidir.frontends.raising import raise_capture
+from tests.frontends.families import Family, arguments, at_valid, eager
+from tests.zoo import NAMED, OTHERS
+
+FAMILIES = ("llama", "mistral", "gpt2", "bloom", "opt", "bert", "t5", "jamba")
+
+
+@pytest.mark.parametrize("length", [1, 5, 26])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_static_sizes_change_no_answer(name: str, length: int) -> None:
+    entry = (NAMED | OTHERS)[name]
+    model = entry.factory()
+    raised = raise_capture(capture(model, static=(2, length)), name)
+    known = Family(entry, model, raised)
+    inputs = entry.example(2, length)
+    if "decoder_input_ids" in inputs:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    found = known.forward(*arguments(known, inputs))[0]
+    wanted = eager(model, inputs)[0]
+    torch.testing.assert_close(at_valid(found, inputs), at_valid(wanted, inputs), rtol=0, atol=1e-5)
