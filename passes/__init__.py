@@ -29,7 +29,7 @@ from elidir.passes.options import Option, Range, Ratio, options_of
 from elidir.passes.pipeline import Fixpoint, Pipeline, PipelineResult, Record, framed
 from elidir.passes.preset import load_preset, preset_names
 from elidir.passes.registry import find_pass, passes, register
-from elidir.passes.reproducer import read_reproducer, reproducer_text
+from elidir.passes.reproducer import read_reproducer, reproducer_data, reproducer_text
 
 __all__ = [
     "Applied",
@@ -67,5 +67,6 @@ __all__ = [
     "preset_names",
     "read_reproducer",
     "register",
+    "reproducer_data",
     "reproducer_text",
 ]

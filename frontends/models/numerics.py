@@ -6,6 +6,7 @@ it after each exact pass. Only the reference backend runs here; speed does not m
 """
 
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -180,6 +181,11 @@ class Oracle:
         """The results of each function."""
         return self._run(self.module)
 
+    @cached_property
+    def _held(self) -> dict[Function, Any]:
+        """Programs of the right module: while they live, the weights that others share do too."""
+        return {}
+
     def difference(self, module: Module) -> Difference | None:
         """Return the first result that differs, None if none does.
 
@@ -187,10 +193,15 @@ class Oracle:
         """
         pairs = (
             (name, at, distance(a, b))
-            for name, found in self._run(module).items()
-            for at, (a, b) in enumerate(zip(found, self._oracle(name), strict=False))
+            for name, found, wanted in self.compared(module)
+            for at, (a, b) in enumerate(zip(found, wanted, strict=False))
         )
         return next((Difference(*p) for p in pairs if not p[2] <= self.tolerance), None)
+
+    def compared(self, module: Module) -> Iterator[tuple[str, list[Any], list[Any]]]:
+        """Yield each function of a module with what it gives, and what it must give."""
+        for name, found in self._run(module).items():
+            yield name, found, self._oracle(name)
 
     def _oracle(self, name: str) -> list[Any]:
         """Return what a function must give; a new `@step` the logits of `@forward`."""
@@ -200,16 +211,22 @@ class Oracle:
         return {name: self._results(f, module) for name, f in module.functions.items()}
 
     def _results(self, function: Function, module: Module) -> list[torch.Tensor]:
-        program = lower(function, module, self.store, (), self.dtype)
         flat: list[torch.Tensor] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.feed.seed)  # some modules draw numbers themselves
-            results = program(*self._inputs(function))
-        for result in results:
+        for result in self.run(function, module, self.inputs(function)):
             flat += [result] if isinstance(result, torch.Tensor) else result.read()
         return flat
 
-    def _inputs(self, function: Function) -> list[Any]:
+    def run(self, function: Function, module: Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what a function gives for some inputs, with the weights of a module."""
+        program = lower(function, module, self.store, (), self.dtype)
+        if module is self.module:
+            self._held[function] = program
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.feed.seed)  # some modules draw numbers themselves
+            return tuple(program(*inputs))
+
+    def inputs(self, function: Function) -> list[Any]:
+        """Return what a function is run on."""
         if self.dtype is None:
             return self.feed(function)
         dtype = torch_dtype(self.dtype)

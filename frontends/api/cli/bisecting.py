@@ -1,9 +1,11 @@
-"""`elidir bisect`: which rewrite of which pass makes a module compute something else.
+"""`elidir bisect`: which pass breaks which layer, and the first token that flips.
 
-A file of IR is run on random weights and inputs, a model on a prompt; the reference backend judges.
-What is found is written to a file that `elidir opt` runs again.
+A file of IR is run on random weights and inputs, a model on a prompt and what it answers; the
+reference backend judges. What is found is written to a file that `elidir opt` and `elidir bisect`
+run again.
 """
 
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +13,18 @@ import typer
 
 from elidir.cli import options as opts
 from elidir.cli import output
-from elidir.cli.opt import read_module
+from elidir.cli.opt import parse_ir, read_ir
 
 if TYPE_CHECKING:
-    from elidir.frontends import Oracle
+    from elidir.frontends import Finding, Oracle
     from elidir.ir import Module
     from elidir.passes import Pipeline
 
 MODEL_TOLERANCE = 1e-3
 """Of the greatest logit, in float32 over all layers of a model."""
+
+OWN = "the file's `// run:` line, a saved model's own, or lossless"
+BY = "What is wrong: 'numbers' that are off, or 'tokens', the first greedy one that flips."
 
 
 def bisect(
@@ -27,15 +32,13 @@ def bisect(
         str, typer.Argument(metavar="FILE.ir|MODEL", help=f"A module's text, or {opts.MODEL}.")
     ],
     pipeline: Annotated[
-        str,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            help="Passes.",
-            show_default="the file's `// run:` line, or lossless",
-        ),
+        str, typer.Option("--pipeline", "-p", help="Passes.", show_default=OWN)
     ] = "",
     prompt: Annotated[str, typer.Option(help="What a model is run on.")] = "The capital of France",
+    new: Annotated[int, typer.Option(min=0, help="Tokens of its answer that are looked at.")] = 16,
+    by: Annotated[
+        str, typer.Option(help=BY, show_default="numbers; tokens if a pass is not exact")
+    ] = "",
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -47,57 +50,139 @@ def bisect(
     ] = None,
     json: opts.Json = False,
 ) -> None:
-    """Find the pass and the rewrite that change what a module computes."""
+    """Find the pass, the layer and the rewrite that change what a module computes."""
     from elidir.frontends import find_culprit
 
     with output.progress() as notify:
-        steps, module, oracle = _subject(subject, pipeline, prompt, tolerance, notify)
+        case = _case(subject, pipeline, prompt, new, tolerance, notify)
         notify("searching")
-        found = find_culprit(module, steps, oracle)
+        by = by or case.data.get("by", "")
+        found = find_culprit(case.module, case.steps, case.oracle, by, case.data)
     file = out or Path(f"elidir-bisect-{found.culprit.by}.ir")
     file.write_text(found.reproducer, encoding="utf-8")
-    culprit = found.culprit
     if json:
-        where = {"pass": culprit.by, "rewrite": culprit.nth, "at": culprit.at, "fuel": culprit.fuel}
-        return output.say_json(where | {"difference": found.what, "reproducer": str(file)})
-    return output.say(f"{found}\nrun `elidir opt --numerics {file}` to see it again")
+        return output.say_json(_data(found, case, file))
+    output.note(f"written to {file}: `elidir bisect {file}` runs it again")
+    return output.say(found.sentence(case.text))
 
 
-def _subject(
-    subject: str, pipeline: str, prompt: str, tolerance: float | None, notify: Any
-) -> "tuple[Pipeline, Module, Oracle]":
-    from dataclasses import replace
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What is searched: passes, the module that they begin from, and what is right."""
 
+    steps: "Pipeline"
+    module: "Module"
+    oracle: "Oracle"
+    tokenizer: Any = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, token: int) -> str:
+        """Return the text of a token, "" without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def _case(
+    subject: str, pipeline: str, prompt: str, new: int, tolerance: float | None, notify: Any
+) -> _Case:
     from elidir.frontends import Oracle
+    from elidir.passes import reproducer_data
 
     if not subject.endswith(".ir"):
-        return _model(subject, pipeline or "lossless", prompt, tolerance, notify)
-    steps, module = read_module(Path(subject), pipeline)
+        return _model(subject, pipeline, prompt, new, tolerance, notify)
+    text = read_ir(Path(subject))
+    steps, module = parse_ir(text, pipeline)
+    data = reproducer_data(text)
+    limit = data.get("tolerance") if tolerance is None else tolerance
+    if "model" in data:
+        return _with_weights(steps, module, data, limit, notify)
     oracle = Oracle.of(module)
-    return steps, module, oracle if tolerance is None else replace(oracle, tolerance=tolerance)
+    return _Case(steps, module, oracle if limit is None else replace(oracle, tolerance=limit))
 
 
 def _model(
-    name: str, pipeline: str, prompt: str, tolerance: float | None, notify: Any
-) -> "tuple[Pipeline, Module, Oracle]":
-    """Return a model as raised, with what it computes for a prompt."""
-    chosen = opts.compile_options("", "cpu", "cpu", None)
+    name: str, pipeline: str, prompt: str, new: int, tolerance: float | None, notify: Any
+) -> _Case:
+    """Return a model as raised, with what it computes for a prompt and its own answer."""
+    from elidir.ir import ElidirError
     from elidir.passes import framed
 
-    steps = framed(opts.pipeline_of(pipeline))
-    import torch
-
-    from elidir.cache import compile_named
-    from elidir.frontends import Feed, Oracle, is_artifact
-    from elidir.ir import ElidirError
-    from elidir.saving import load
-
-    saved = is_artifact(Path(name).expanduser())
-    compiled = load(name) if saved else compile_named(name, chosen, notify)
+    if pipeline:
+        framed(opts.pipeline_of(pipeline))  # what is wrong with it is said before the long work
+    compiled, usual = _compiled(name, notify)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {name} has no tokenizer that reads text; bisect its .ir file")
-    program = compiled.program
-    ids = torch.tensor([compiled.tokenizer.encode(prompt)])
-    feed = Feed(program.raised, ids)
-    limit = MODEL_TOLERANCE if tolerance is None else tolerance
-    return steps, program.raised, Oracle(program.raised, program.store, feed, limit, None)
+    data = {"model": _found_again(name), "ids": _answered(compiled, prompt, new)}
+    steps = framed(opts.pipeline_of(pipeline or usual))
+    return _on_weights(steps, compiled.program.raised, data, tolerance, compiled)
+
+
+def _with_weights(
+    steps: "Pipeline", module: "Module", data: dict[str, Any], limit: float | None, notify: Any
+) -> _Case:
+    """Return the module of a reproducer with the weights and the text that it names."""
+    compiled, _ = _compiled(data["model"], notify)
+    return _on_weights(steps, module, data, limit, compiled)
+
+
+def _on_weights(
+    steps: "Pipeline", module: "Module", data: dict[str, Any], limit: float | None, compiled: Any
+) -> _Case:
+    import torch
+
+    from elidir.frontends import Feed, Oracle
+
+    limit = MODEL_TOLERANCE if limit is None else limit
+    feed = Feed(module, torch.tensor([data["ids"]]))
+    oracle = Oracle(module, compiled.program.store, feed, limit, None)
+    return _Case(steps, module, oracle, compiled.tokenizer, data | {"tolerance": limit})
+
+
+def _compiled(name: str, notify: Any) -> tuple[Any, Any]:
+    """Return a model compiled as simply as can be, or as saved, and its usual pipeline."""
+    from elidir.cache import compile_named
+    from elidir.frontends import is_artifact
+    from elidir.saving import load
+
+    if is_artifact(Path(name).expanduser()):
+        made = load(name)
+        return made, made.program.options.pipeline
+    return compile_named(name, opts.compile_options("", "cpu", "cpu", None), notify), "lossless"
+
+
+def _found_again(name: str) -> str:
+    """Return a model's name as it is understood in any folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _answered(compiled: Any, prompt: str, new: int) -> list[int]:
+    """Return the tokens of a prompt, and of the model's answer if it gives one."""
+    from elidir.ir import ElidirError
+
+    ids: list[int] = compiled.tokenizer.encode(prompt)
+    limit = compiled.program.max_positions
+    room = new if limit is None else min(new, limit - len(ids))
+    try:
+        compiled.language_model()
+    except ElidirError:  # it reads text, and does not write any
+        room = 0
+    if room < 1:
+        return ids
+    found: list[int] = compiled.generate([ids], max_new_tokens=room, do_sample=False)[0].tolist()
+    return found
+
+
+def _data(found: "Finding", case: _Case, file: Path) -> dict[str, Any]:
+    culprit, flip = found.culprit, found.flip
+    where = {"pass": culprit.by, "rewrite": culprit.nth, "at": culprit.at, "fuel": culprit.fuel}
+    texts = {"old_text": case.text(flip.old), "new_text": case.text(flip.new)} if flip else {}
+    return where | {
+        "layer": found.blame and found.blame.layer,
+        "layers": found.blame and asdict(found.blame),
+        "difference": found.wrong,
+        "flip": flip and asdict(flip) | texts,
+        "reproducer": str(file),
+        "sentence": found.sentence(case.text),
+    }

@@ -43,7 +43,7 @@ def opt(
     json: opts.Json = False,
 ) -> None:
     """Run passes on a module's text, and print it."""
-    steps, module = read_module(file, pipeline)
+    steps, module = parse_ir(read_ir(file), pipeline)
     watching = _Watching(steps, module, after=after if print_ir or after else None)
     watching.add(verify=verify, dump=dump, time=time, numerics=numerics)
     result = steps.run(module, instruments=watching.instruments)
@@ -56,20 +56,25 @@ def opt(
     watching.raise_for_numerics()
 
 
-def read_module(file: Path, pipeline: str) -> "tuple[Pipeline, Module]":
-    """Return the pipeline (that of the file, if none is given) and the module of a file."""
-    from elidir.ir import ElidirError, parse_module
-    from elidir.passes import Pipeline, read_reproducer
+def read_ir(file: Path) -> str:
+    """Return the text of a file of IR."""
+    from elidir.ir import ElidirError
 
-    steps = Pipeline.of(opts.pipeline_of(pipeline)) if pipeline else None
     try:
-        text = file.read_text(encoding="utf-8").partition(GOLDEN)[0] + "\n"
+        return file.read_text(encoding="utf-8").partition(GOLDEN)[0] + "\n"
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ElidirError(f"cannot read {file}: {reason}; give a file of IR") from None
-    if steps is None:
+
+
+def parse_ir(text: str, pipeline: str) -> "tuple[Pipeline, Module]":
+    """Return the pipeline (that of the text, if none is given) and the module of a text."""
+    from elidir.ir import parse_module
+    from elidir.passes import Pipeline, read_reproducer
+
+    if not pipeline:
         return read_reproducer(text)
-    return steps, parse_module(text)
+    return Pipeline.of(opts.pipeline_of(pipeline)), parse_module(text)
 
 
 def _text(module: "Module", folded: bool) -> str:
