@@ -28,9 +28,13 @@ Elidir = Callable[..., Outcome]
 
 
 @pytest.fixture
-def elidir(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Elidir:
-    """Run the command line on some arguments, in this process."""
+def elidir(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Elidir:
+    """Run the command line on some arguments, in this process, where files it writes are lost."""
     from elidir.cli import main
+
+    monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["elidir", *map(str, args)])
