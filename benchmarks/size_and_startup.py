@@ -1,4 +1,4 @@
-"""Seconds to import and to compile, memory while compiling, seconds to the command's first token.
+"""Seconds to import, to compile, to load what was saved; memory; seconds to the first token.
 
 Each figure comes from fresh processes and stands beside its limit; the exit status says whether all
 limits hold. The model is loaded first, and its memory counted as given: peak memory is what compile
@@ -101,7 +101,7 @@ def forget_garbage() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def compile_once(gguf: str) -> dict[str, Any]:
+def compile_once(gguf: str, out: str) -> dict[str, Any]:
     """Load, then compile, and measure the compile. Runs in a process of its own."""
     from benchmarks.model import load_transformers
 
@@ -117,34 +117,69 @@ def compile_once(gguf: str) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = elidir.compile(model)
     seconds = time.perf_counter() - start
-    return {
+    found = {
         "load_seconds": loaded,
         "compile_seconds": seconds,
-        "stages": dict(compiled.stats["seconds"]),
         "weight_bytes": weights,
         "peak_bytes": memory("VmHWM") - before,
         "kept_bytes": memory("VmRSS") - before,
     }
+    compiled.prepare()
+    found["prepared_peak_bytes"] = memory("VmHWM") - before
+    found["prepared_kept_bytes"] = memory("VmRSS") - before
+    if out:
+        compiled.save(out)
+    return found | {"stages": dict(compiled.stats["seconds"])}
 
 
-def compile_figures(gguf: str) -> list[Figure]:
-    """Seconds by stage and memory of one compile without a cache."""
-    found = json.loads(python("-m", "benchmarks.size_and_startup", "--compile-once", gguf))
+MEMORY = {
+    "peak_bytes": ("peak memory above the model", 2.0),
+    "kept_bytes": ("memory kept above the model", None),
+    "prepared_peak_bytes": ("peak, once the weights are prepared to run", 2.0),
+    "prepared_kept_bytes": ("kept, once the weights are prepared to run", None),
+}
+
+
+def compile_figures(gguf: str, out: Path) -> list[Figure]:
+    """Seconds by stage and memory of one compile without a cache; what it makes is saved."""
+    module = ("-m", "benchmarks.size_and_startup")
+    found = json.loads(python(*module, "--compile-once", gguf, "--save", str(out)))
     weights = found["weight_bytes"]
     limits = {"capture": 12.0}
     return [
         Figure("load the GGUF file into transformers", found["load_seconds"], "s"),
         Figure("compile", found["compile_seconds"], "s", 30),
         *(Figure(f"  {name}", s, "s", limits.get(name)) for name, s in found["stages"].items()),
-        Figure(
-            "peak memory above the model, per float32 weights",
-            found["peak_bytes"] / weights,
-            "x",
-            2,
+        *(
+            Figure(f"{name}, per float32 weights", found[key] / weights, "x", limit)
+            for key, (name, limit) in MEMORY.items()
         ),
-        Figure(
-            "memory kept above the model, per float32 weights", found["kept_bytes"] / weights, "x"
-        ),
+    ]
+
+
+LOAD = """
+import time; start = time.perf_counter()
+import sys, elidir
+made = elidir.load(sys.argv[1]); loaded = time.perf_counter()
+made.generate([[504, 3575, 282, 4649, 314]], max_new_tokens=1, do_sample=False)
+first = time.perf_counter()
+from pathlib import Path
+from elidir.frontends.sealing import open_sealed
+open_sealed(Path(sys.argv[1]))
+print(loaded - start, first - loaded, time.perf_counter() - first)
+"""
+
+
+def saved_figures(folder: Path, what: str) -> list[Figure]:
+    """Size on disk of a saved model; median seconds to load it, to its first token, to check it."""
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    runs = [[float(x) for x in python("-c", LOAD, str(folder)).split()] for _ in range(STARTS)]
+    load, first, check = (statistics.median(column) for column in zip(*runs, strict=True))
+    return [
+        Figure(f"saved {what}: size on disk", size / 1e6, "MB"),
+        Figure("  import elidir and load", load, "s", 3),
+        Figure("  of which hashing", check, "s"),
+        Figure("  from there to the first token", first, "s"),
     ]
 
 
@@ -166,9 +201,13 @@ def measure(gguf: str) -> list[Figure]:
         note("import and --help")
         figures = [import_time(), help_time()]
         note("compile, in a process of its own")
-        figures += compile_figures(gguf)
+        figures += compile_figures(gguf, Path(cache) / "float32")
         note("elidir run, twice")
-        return figures + first_token_figures()
+        figures += first_token_figures()
+        note("saved models")
+        command_seconds("compile", "smollm2", "--output", f"{cache}/named")
+        figures += saved_figures(Path(cache) / "named", "as in the GGUF file (q4_1)")
+        return figures + saved_figures(Path(cache) / "float32", "in float32")
 
 
 def table(figures: list[Figure]) -> Table:
@@ -187,9 +226,10 @@ def main() -> int:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile-once", metavar="GGUF", help=argparse.SUPPRESS)
+    parser.add_argument("--save", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compile_once:
-        print(json.dumps(compile_once(args.compile_once)))
+        print(json.dumps(compile_once(args.compile_once, args.save)))
         return 0
     from benchmarks.model import find_gguf
 

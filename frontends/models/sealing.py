@@ -7,7 +7,6 @@ here.
 """
 
 import ctypes
-import errno
 import hashlib
 import json
 import mmap
@@ -185,7 +184,7 @@ def _piece_hash(piece: tuple[Path, int]) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what went wrong with a file in a few words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return "there is no room for it"
+    if isinstance(error, KeyError):
+        return f"{MANIFEST} has no field {error}"
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().partition("\n")[0] or type(error).__name__

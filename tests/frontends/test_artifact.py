@@ -1,7 +1,9 @@
 """Artifacts: what is read back runs as what was written. Damage is in test_sealing."""
 
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from elidir.frontends import (
     read_artifact,
     write_artifact,
 )
-from elidir.frontends.sealing import MANIFEST, read_manifest, seal
+from elidir.frontends.sealing import FORMAT, MANIFEST, read_manifest, seal
 from tests.zoo import NAMED
 
 LLAMA = NAMED["llama"]
@@ -107,6 +109,27 @@ def test_another_format_is_refused(folder: Path) -> None:
     reseal(folder, lambda data: data.update(format=99))
     with pytest.raises(ArtifactError, match=r"elidir.json is of format 99, .* reads format 2"):
         read_artifact(folder)
+
+
+def test_a_field_that_is_missing_is_named(folder: Path) -> None:
+    reseal(folder, lambda data: data.pop("signature"))
+    with pytest.raises(ArtifactError, match=r"elidir.json has no field 'signature'"):
+        read_artifact(folder)
+
+
+def test_the_page_on_the_format_names_every_field_and_file(program: Program, theirs: Any) -> None:
+    """Whoever changes the layout changes its description, and looks at the number beside it."""
+    page = (Path(__file__).parents[2] / "docs" / "saving.md").read_text()
+    told = {
+        n for row in re.findall(r"^\| (`.*?) \|", page, re.M) for n in re.findall(r"`(.*?)`", row)
+    }
+    with tempfile.TemporaryDirectory() as place:
+        write_artifact(Artifact(program, Tokenizer.of(theirs)), Path(place) / "a")
+        found = read_manifest(Path(place) / "a")
+        files = {p.name for p in (Path(place) / "a").iterdir() if p.suffix != ".ir"}
+    assert files <= told
+    assert set(found) - {"sha256"} == told - files - {"target.yaml", "000.ir", "001.ir"}
+    assert f"The layout, format {FORMAT}" in page
 
 
 def test_a_file_does_not_choose_what_is_imported(program: Program, folder: Path) -> None:
