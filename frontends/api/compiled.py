@@ -17,6 +17,7 @@ from elidir.excerpt import excerpt
 from elidir.explain import explain_program
 from elidir.frontends import (
     Arguments,
+    Evaluation,
     Options,
     Program,
     Quality,
@@ -199,6 +200,15 @@ class Compiled:
         from elidir.evaluate import quality
 
         return quality(self, texts, **options)
+
+    def evaluate(self, tasks: Sequence[Any] = (), texts: Any = None, **options: Any) -> Evaluation:
+        """Return what tasks such as "passkey" and "squad" say of the model beside the original.
+
+        See `elidir.evaluate.evaluate` for the options, `elidir.frontends.tasks` for the tasks.
+        """
+        from elidir.evaluate import evaluate
+
+        return evaluate(self, tasks, texts, **options)
 
     def _repr_html_(self) -> str:
         return "" if self._program is None else excerpt(self._program)

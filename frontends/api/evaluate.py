@@ -4,10 +4,21 @@ The original is the lossless form of the same program over the same weights, so 
 is loaded. What is measured, and how, is in `elidir.frontends.evaluation`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from elidir.backends.runtime import LanguageModel
 from elidir.compiled import Compiled
-from elidir.frontends import Quality, check_scorable, measure_quality, original_program
+from elidir.frontends import (
+    Asking,
+    Evaluation,
+    Quality,
+    Task,
+    check_scorable,
+    measure_quality,
+    original_program,
+    task_of,
+)
 
 
 def original(compiled: Compiled) -> Compiled:
@@ -15,9 +26,42 @@ def original(compiled: Compiled) -> Compiled:
     return Compiled.of(original_program(compiled.program), compiled.tokenizer)
 
 
-def quality(compiled: Compiled, texts: Any, *, tokenizer: Any = None, **options: Any) -> Quality:
-    """Return how near a compiled model is to the original; see `measure_quality`."""
+def _pair(compiled: Compiled) -> tuple[LanguageModel, LanguageModel]:
+    """Return the original and the compiled model; raises for one that has no text to score."""
     model = compiled.language_model()
     check_scorable(compiled.program)
+    return original(compiled).language_model(), model
+
+
+def quality(compiled: Compiled, texts: Any, *, tokenizer: Any = None, **options: Any) -> Quality:
+    """Return how near a compiled model is to the original; see `measure_quality`."""
     options["tokenizer"] = compiled.tokenizer if tokenizer is None else tokenizer
-    return measure_quality(original(compiled).language_model(), model, texts, **options)
+    return measure_quality(*_pair(compiled), texts, **options)
+
+
+def evaluate(
+    compiled: Compiled,
+    tasks: Sequence[str | Task] = (),
+    texts: Any = None,
+    *,
+    tokenizer: Any = None,
+    chat: bool | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Measure quality on some texts, if there are any, and ask both models the tasks' questions.
+
+    Args:
+        compiled: what is evaluated.
+        tasks: names, or tasks with options of their own.
+        texts: as `quality` takes them; None leaves it out.
+        tokenizer: elidir's own, for a model that was not named.
+        chat: whether to ask through the chat template; None if there is one.
+        options: `seed` and `notify` for all; the others are those of `measure_quality`.
+    """
+    asked = [task_of(t, {}) if isinstance(t, str) else t for t in tasks]
+    pair = _pair(compiled)
+    reads = compiled.tokenizer if tokenizer is None else tokenizer
+    rounds = [Asking.of(t, *pair, reads, chat=chat) for t in asked]
+    found = None if texts is None else measure_quality(*pair, texts, tokenizer=reads, **options)
+    shared = {k: options[k] for k in ("seed", "notify") if k in options}
+    return Evaluation(found, tuple(r.run(**shared) for r in rounds))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from elidir.cli import bisecting, compiling, explaining, lists, opt, reporting, running
+from elidir.cli import bisecting, compiling, evaluating, explaining, lists, opt, reporting, running
 
 app = typer.Typer(
     name="elidir",
@@ -25,6 +25,8 @@ app.command()(running.run)
 app.command()(compiling.compile)
 app.command()(reporting.report)
 app.command()(explaining.explain)
+app.command()(evaluating.eval)
+app.command()(evaluating.verify)
 app.command()(opt.opt)
 app.command()(bisecting.bisect)
 app.command()(lists.passes)

@@ -78,8 +78,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Show the stage of long work, with the seconds so far, on stderr while it goes on."""
+def progress() -> Iterator[Callable[..., None]]:
+    """Show the stage of long work, with the seconds so far, on stderr while it goes on.
+
+    What comes with a stage is how much of it is done, and of how much; a bar shows it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -94,4 +97,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda stage: bar.update(task, description=stage)
+        yield lambda stage, done=0, whole=None: bar.update(
+            task, description=stage, completed=done, total=whole
+        )

@@ -7,7 +7,6 @@ go to JSON, to text and to a small table of HTML. How the text is fed is in `sco
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from elidir.backends.runtime import LanguageModel
 from elidir.frontends.evaluation.errors import EvaluationError
 from elidir.frontends.evaluation.intervals import Estimate, bootstrap, number
 from elidir.frontends.evaluation.scoring import Clock, Feeding, Notify, Window, quiet, score
-from elidir.frontends.evaluation.texts import token_windows, window_length
+from elidir.frontends.evaluation.tables import Row, html, plain
+from elidir.frontends.evaluation.texts import token_windows
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Quality:
         pairs = {n: (v, asdict(self.speed_original)[n]) for n, v in asdict(self.speed).items()}
         return {n: a / b if a is not None and b else None for n, (a, b) in pairs.items()}
 
-    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+    def rows(self) -> Iterator[Row]:
         """Yield the table: what, the original's, the compiled model's, and the comparison."""
         yield "KL to the original, nats", "", "", str(self.kl)
         yield "same most likely token", "", "", str(self.top1)
@@ -127,33 +127,22 @@ class Quality:
 
     def to_text(self) -> str:
         """Return the figures as a plain table."""
-        table = [HEAD, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
-        lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table)
-        return "\n".join([*(line.rstrip() for line in lines), self.note]) + "\n"
+        return plain(self.rows(), [self.note])
 
     def __str__(self) -> str:
         return self.to_text()
 
     def _repr_html_(self) -> str:
         """Return a small table for a notebook."""
-        body = "".join(_row(cells, "td") for cells in self.rows())
-        head = f"<thead>{_row(HEAD, 'th')}</thead>"
-        note = f"<caption style='caption-side:bottom'>{escape(self.note)}</caption>"
-        return f"<table>{note}{head}<tbody>{body}</tbody></table>"
+        return html(self.rows(), [self.note])
 
 
 METRICS = ("kl", "top1", "ppl", "ppl_ratio")
-HEAD = ("", "original", "compiled", "compiled to original")
 _SPEEDS = {
     "prefill_seconds": ("prefill of {0.context} tokens", "ms", 1e3),
     "token_seconds": ("a single token", "ms", 1e3),
     "kv_bytes": ("cache of {0.window} tokens", "MB", 1e-6),
 }
-
-
-def _row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
 
 
 # ---- measuring
@@ -183,7 +172,7 @@ def measure_quality(
         compiled: what is compared with it.
         texts: a text, a path, or token ids; or several of them.
         tokenizer: for texts that are not token ids.
-        window: tokens of a window; 1,024 if the model has so many positions.
+        window: tokens of a window; None for 1,024, or as many as there are.
         most: windows at most, spread over the texts; None for all.
         feeding: see `Feeding`.
         batch: windows read at a time.
@@ -196,12 +185,12 @@ def measure_quality(
     if dense.encodes:
         raise EvaluationError("an encoder-decoder has no text to score; use tasks that generate")
     fed = feeding or Feeding()
-    length = window_length(window, dense.max_positions)
-    fed.check(length)
     for name, value in (("batch", batch), ("windows", most)):
         if value is not None and value < 1:
             raise EvaluationError(f"{name} is {value}; it must be 1 or more")
-    ids = token_windows(texts, length, tokenizer, most=most)
+    ids = token_windows(texts, window, tokenizer, positions=dense.max_positions, most=most)
+    length = ids.shape[1]
+    fed.check(length)
     found, clocks = score((dense, compiled), ids, fed, batch=batch, notify=notify)
     return summarise(found, clocks, fed, length, seed)
 

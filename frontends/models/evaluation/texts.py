@@ -13,6 +13,8 @@ import torch
 from elidir.frontends.evaluation.errors import EvaluationError
 
 USUAL_WINDOW = 1024
+LEAST = 16
+"""Tokens of the shortest window that is taken unasked: fewer say nothing."""
 
 
 def read_text(path: Path) -> str:
@@ -30,13 +32,45 @@ def read_text(path: Path) -> str:
     return text
 
 
-def window_length(wanted: int | None, positions: int | None) -> int:
-    """Return the length of windows: as wanted, else 1,024 or all the positions of the model.
+def token_windows(
+    texts: Any,
+    window: int | None = None,
+    tokenizer: Any = None,
+    *,
+    positions: int | None = None,
+    most: int | None = None,
+) -> torch.Tensor:
+    """Return i64[W, window], the windows of some texts, from each in turn.
+
+    Args:
+        texts: a text, a path, or several; or token ids, of one text or several.
+        window: tokens of a window, those that a text begins with included. None takes 1,024, or as
+            many as the model has positions or the longest text has tokens.
+        tokenizer: makes ids of text; token ids need none.
+        positions: of the model, None for any number.
+        most: so many windows at most, spread evenly over all that there are.
 
     Raises:
-        EvaluationError: the model has fewer positions, or there is nothing to score.
+        EvaluationError: no text, no tokenizer for it, or all are shorter than a window.
     """
-    length = min(USUAL_WINDOW, positions or USUAL_WINDOW) if wanted is None else wanted
+    if window is not None:
+        _check_window(window, positions)
+    rows = [_ids(t, tokenizer) for t in _several(texts)]
+    longest = max(len(row) for row in rows)
+    length = window or max(LEAST, min(USUAL_WINDOW, longest, positions or USUAL_WINDOW))
+    if longest < length:
+        raise EvaluationError(
+            f"the text is shorter than a window: {longest} tokens, and a window has {length}; "
+            "give a longer text, or a smaller window"
+        )
+    start = [] if tokenizer is None else _start(tokenizer)
+    found = [w for row in rows for w in _cut(row, length, start)]
+    if most is not None and len(found) > most:
+        found = [found[i * len(found) // most] for i in range(most)]
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _check_window(length: int, positions: int | None) -> None:
     if length < 2:
         raise EvaluationError(f"a window of {length} tokens has none to predict; give 2 or more")
     if positions is not None and length > positions:
@@ -44,35 +78,6 @@ def window_length(wanted: int | None, positions: int | None) -> int:
             f"a window of {length} tokens is longer than the model's {positions} positions; "
             f"give {positions} or fewer"
         )
-    return length
-
-
-def token_windows(
-    texts: Any, length: int, tokenizer: Any = None, *, most: int | None = None
-) -> torch.Tensor:
-    """Return i64[W, length], the windows of some texts, from each in turn.
-
-    Args:
-        texts: a text, or several; or token ids, of one text or several.
-        length: tokens of a window, those that a text begins with included.
-        tokenizer: makes ids of text; token ids need none.
-        most: so many windows at most, spread evenly over all that there are.
-
-    Raises:
-        EvaluationError: no text, no tokenizer for it, or all are shorter than a window.
-    """
-    start = [] if tokenizer is None else _start(tokenizer)
-    rows = [_ids(t, tokenizer) for t in _several(texts)]
-    found = [w for row in rows for w in _cut(row, length, start)]
-    if not found:
-        longest = max(len(row) for row in rows)
-        raise EvaluationError(
-            f"the text is shorter than a window: {longest} tokens, and a window has {length}; "
-            f"give a longer text, or a window of {max(longest, 2)} or fewer"
-        )
-    if most is not None and len(found) > most:
-        found = [found[i * len(found) // most] for i in range(most)]
-    return torch.tensor(found, dtype=torch.int64)
 
 
 def _several(texts: Any) -> list[Any]:
@@ -117,6 +122,6 @@ def _cut(row: Sequence[int], length: int, start: list[int]) -> list[list[int]]:
     begun = bool(start) and list(row[: len(start)]) == start
     body = list(row[len(start) :] if begun else row)
     head = start if begun else []
-    size = length - len(head)
-    starts = range(0, len(body) - size + 1, size) if size > 0 else ()
+    size = max(1, length - len(head))
+    starts = range(0, len(body) - size + 1, size)
     return [head + body[at : at + size] for at in starts]

@@ -1,0 +1,54 @@
+"""Bounds: what they read, what they refuse before any work, and what a missed one says."""
+
+import pytest
+
+from elidir.frontends import Bound, Estimate, QualityError, check_bounds, read_bounds
+from elidir.ir import ElidirError
+
+
+def test_several_are_read() -> None:
+    wanted = (Bound("kl", "<=", 0.02), Bound("top1", ">=", 0.9), Bound("ppl_ratio", "<=", 1.03))
+    assert read_bounds("kl<=0.02,top1 >= 0.9,  ppl_ratio<=1.03,") == wanted
+    assert read_bounds("passkey>=1", ["passkey"]) == (Bound("passkey", ">=", 1.0),)
+    assert ", ".join(map(str, wanted)) == "kl<=0.02, top1>=0.9, ppl_ratio<=1.03"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the bound is empty"),
+        ("kl", "'kl' is no bound; write one as kl<=0.02"),
+        ("kl<0.02", "is no bound"),
+        ("kl<=0.02 top1>=0.9", "is no bound"),
+        ("kld<=0.02", "no metric 'kld'; did you mean 'kl'?"),
+        ("top-1>=0.9", "did you mean 'top1'?"),
+        ("passkey>=0.9", "no metric 'passkey'"),
+        ("kl>=0.02", "of kl less is better; write kl<=0.02"),
+        ("top1<=0.9", "of top1 more is better; write top1>=0.9"),
+        ("top1>=90", "must be a number, from 0 to 1"),
+        ("kl<=-1", "must be a number, 0 or more"),
+        ("kl<=nan", "must be a number"),
+        ("kl<=low", "must be a number"),
+    ],
+)
+def test_mistakes(text: str, says: str) -> None:
+    with pytest.raises(ElidirError) as error:
+        read_bounds(text)
+    assert says in str(error.value)
+
+
+def test_what_is_missed_is_said_with_the_figures() -> None:
+    found = {"kl": Estimate(0.03, 0.02, 0.04), "top1": Estimate(0.95), "ppl": Estimate(20.0)}
+    check_bounds(read_bounds("kl<=0.03, top1>=0.95"), found, "it")
+    with pytest.raises(QualityError) as error:
+        check_bounds(read_bounds("kl<=0.02, top1>=0.9, ppl<=19"), found, "the pipeline p", 7)
+    assert str(error.value) == (
+        "the pipeline p: kl<=0.02 is missed, kl is 0.03 (0.02 to 0.04); ppl<=19 is missed, ppl is "
+        "20; choose a milder pipeline or a wider bound"
+    )
+    assert error.value.measured == 7
+
+
+def test_what_is_no_number_is_missed() -> None:
+    with pytest.raises(QualityError):
+        check_bounds(read_bounds("kl<=1"), {"kl": Estimate(float("nan"))}, "it")
