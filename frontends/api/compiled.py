@@ -234,8 +234,8 @@ def _stored_bytes(entry: Entry) -> int:
 def _whole(program: Program) -> Any:
     """Return `@forward` as generation calls it, whatever sizes it was captured with.
 
-    A program of fixed sizes is run row by row on a sequence that is padded behind: no token sees
-    what comes after it, so its logits are those of the sequence alone.
+    A program of fixed sizes is run row by row on a sequence that is padded behind, at positions
+    behind: no token sees what comes after it, so its logits are those of the sequence alone.
     """
     batch, length = program.module["forward"].region.params[0].type.dims
     if not isinstance(length, int):
@@ -245,6 +245,7 @@ def _whole(program: Program) -> Any:
         missing = length - ids.shape[1]
         padded = [torch.nn.functional.pad(x, (0, missing)) for x in (ids, valid, pos)]
         padded[1][:, ids.shape[1] :] = True
+        padded[2][:, ids.shape[1] :] = torch.arange(ids.shape[1], length)
         step = batch if isinstance(batch, int) else ids.shape[0]
         parts = [
             program.forward(*(x[i : i + step] for x in padded))[0] for i in range(0, len(ids), step)

@@ -14,7 +14,6 @@ from elidir.frontends import (
     Evaluation,
     Quality,
     Task,
-    check_scorable,
     measure_quality,
     original_program,
     task_of,
@@ -27,10 +26,8 @@ def original(compiled: Compiled) -> Compiled:
 
 
 def _pair(compiled: Compiled) -> tuple[LanguageModel, LanguageModel]:
-    """Return the original and the compiled model; raises for one that has no text to score."""
-    model = compiled.language_model()
-    check_scorable(compiled.program)
-    return original(compiled).language_model(), model
+    """Return the original and the compiled model; raises for one that cannot generate."""
+    return original(compiled).language_model(), compiled.language_model()
 
 
 def quality(compiled: Compiled, texts: Any, *, tokenizer: Any = None, **options: Any) -> Quality:

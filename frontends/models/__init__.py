@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         Task,
         TaskResult,
         check_bounds,
-        check_scorable,
         measure_quality,
         original_program,
         read_bounds,
@@ -89,7 +88,6 @@ __all__ = [
     "capture",
     "check_bounds",
     "check_length",
-    "check_scorable",
     "check_static",
     "dequantize",
     "find_culprit",
@@ -118,7 +116,7 @@ _MODULES = {
     "culprit": "Finding find_culprit",
     "evaluation": (
         "Asking Bound Estimate Evaluation EvaluationError Feeding Hotpot Needle Passkey Quality "
-        "QualityError Squad Task TaskResult check_bounds check_scorable measure_quality "
+        "QualityError Squad Task TaskResult check_bounds measure_quality "
         "original_program read_bounds read_text task_of tasks token_windows"
     ),
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",

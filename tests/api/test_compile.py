@@ -66,6 +66,13 @@ def test_generate_equals_transformers(llama: nn.Module, fast: elidir.Compiled) -
     assert torch.equal(fast.generate(inputs["input_ids"], **given), wanted)
 
 
+def test_generate_of_a_program_of_fixed_sizes_equals_transformers(llama: nn.Module) -> None:
+    fixed = elidir.compile(llama, static=(1, 20))
+    ids = LLAMA.example(1, 7)["input_ids"]
+    given = {"max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(fixed.generate(ids, **given), llama.generate(ids, **given))
+
+
 def test_the_model_is_given_back_as_it_was() -> None:
     model = LLAMA.factory().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

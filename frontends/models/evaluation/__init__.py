@@ -10,7 +10,7 @@ from elidir.frontends.evaluation.errors import EvaluationError
 from elidir.frontends.evaluation.evaluation import Evaluation
 from elidir.frontends.evaluation.hidden import Needle, Passkey
 from elidir.frontends.evaluation.intervals import Estimate, bootstrap
-from elidir.frontends.evaluation.original import check_scorable, original_program
+from elidir.frontends.evaluation.original import original_program
 from elidir.frontends.evaluation.passages import Hotpot, Squad
 from elidir.frontends.evaluation.quality import Quality, Speed, measure_quality
 from elidir.frontends.evaluation.scoring import Feeding, Window
@@ -40,7 +40,6 @@ __all__ = [
     "Window",
     "bootstrap",
     "check_bounds",
-    "check_scorable",
     "contains",
     "measure_quality",
     "original_program",

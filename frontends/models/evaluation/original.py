@@ -6,9 +6,7 @@ both use are held once.
 
 from dataclasses import replace
 
-from elidir.frontends.evaluation.errors import EvaluationError
 from elidir.frontends.program import Program
-from elidir.ir import Tensor
 from elidir.passes import History, framed
 
 LOSSLESS = "lossless"
@@ -28,15 +26,3 @@ def original_program(program: Program) -> Program:
         history=tuple(history.rows),
         seconds={},
     )
-
-
-def check_scorable(program: Program) -> None:
-    """Raise `EvaluationError` unless the program gives a score to each token of its vocabulary."""
-    kind = program.module["forward"].region.results[0].type
-    size = kind.dims[-1] if isinstance(kind, Tensor) and kind.dims else None
-    vocabulary = program.vocabulary
-    if vocabulary is None or not isinstance(size, int) or size < vocabulary:
-        raise EvaluationError(
-            f"the model gives {kind} and reads {vocabulary or 'no'} token ids: it does not say "
-            "which token comes next, so text cannot be scored; use a model with a language head"
-        )
