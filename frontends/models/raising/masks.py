@@ -211,17 +211,18 @@ def _distances(
 def _fit(seen: torch.Tensor, distance: torch.Tensor, valid: torch.Tensor) -> Predicate | None:
     """Return the predicate that equals `seen` for all valid queries, or None."""
     queries = valid[:, :, None].expand_as(seen)
-    pairs = seen & queries & valid[:, None, :]
+    possible = queries & valid[:, None, :]
+    pairs = seen & possible
     if not pairs.any():
         return None
     hidden = (seen & queries & ~valid[:, None, :]).any()
     furthest, ahead = int(distance[pairs].max()), int(-distance[pairs].min())
-    end = seen.shape[-1] - 1
+    end, start = int(distance[possible].max()), int(-distance[possible].min())
     guess = Predicate(
         causal=ahead == 0,
         valid=bool((~valid).any() and not hidden),
         before=furthest if furthest < end else None,
-        after=ahead if 0 < ahead < end else None,
+        after=ahead if 0 < ahead < start else None,
     )
     return guess if bool((guess.dense(distance, valid) == seen)[queries].all()) else None
 
