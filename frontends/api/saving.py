@@ -23,7 +23,7 @@ from elidir.frontends import (
     write_artifact,
 )
 from elidir.ir import ElidirError
-from elidir.passes import framed
+from elidir.passes import PipelineError, framed
 
 
 def save(program: Program, path: Any, tokenizer: Any = None) -> str:
@@ -57,28 +57,37 @@ def load(path: Any, *, backend: str | Sequence[str] | None = None) -> Compiled:
 
 
 def load_for(name: str, options: Options) -> Compiled:
-    """Load a saved model where a name was given; raises `ElidirError` for other options than its.
+    """Load a saved model where a name was given; a remark says how it was compiled, if unusually.
 
     Options that are not the usual ones must be those that it was compiled with, but for the
-    backend, which may be any.
+    backend, which may be any. Raises `ElidirError` if they are others.
     """
-    usual = Options()
+    usual, noted = Options(), []
     backend = None if options.backends == usual.backends else options.backends
-    made = load(name, backend=backend)
+    program = (made := load(name, backend=backend)).program
     for field in ("pipeline", "target", "dtype", "dynamic", "static"):
-        given, saved = getattr(options, field), getattr(made.program.options, field)
-        if given != getattr(usual, field) and _meant(field, given) != _meant(field, saved):
+        given, saved = getattr(options, field), getattr(program.options, field)
+        if _meant(field, given) == _meant(field, saved):
+            continue
+        if given != getattr(usual, field):
             raise ElidirError(
                 f"{name} was compiled with {field} '{_shown(saved)}', not '{_shown(given)}'; "
                 "leave it out, or compile the model again"
             )
-    return made
+        noted.append(f"{field} '{_shown(saved)}'")
+    if not noted:
+        return made
+    remark = f"{name} was compiled with {', '.join(noted)}"
+    return Compiled.of(replace(program, remarks=(*program.remarks, remark)), made.tokenizer)
 
 
 def _meant(field: str, value: Any) -> Any:
     """Return what two options that mean the same have in common."""
     if field == "pipeline":
-        return str(framed(value))
+        try:
+            return str(framed(value))
+        except PipelineError:  # a saved one may name passes that are not installed here
+            return value
     return load_target(value).sha if field == "target" else value
 
 

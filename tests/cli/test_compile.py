@@ -35,6 +35,7 @@ def test_verbs_take_a_saved_model(elidir: Elidir, folder: Path, saved: Path) -> 
     args = ("Hi", "--max-new-tokens", 8, "--dtype", "bfloat16", "--json")
     assert run["tokens"] == json.loads(elidir("run", folder, *args).out)["tokens"]
     assert "capture" not in run["seconds"]
+    assert run["remarks"] == [f"{saved} was compiled with dtype 'bf16'"]
     said = elidir("explain", saved, "--backend", "reference")
     assert said.code == 0, said.err
     assert "ops on reference" in said.out
