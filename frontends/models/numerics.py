@@ -181,6 +181,13 @@ class Oracle:
         """The results of each function."""
         return self._run(self.module)
 
+    @property
+    def ids(self) -> torch.Tensor:
+        """The tokens that `@forward` is run on."""
+        region = self.module["forward"].region
+        inputs = zip(region.params, self.feed(self.module["forward"]), strict=True)
+        return next(value for param, value in inputs if param.name == "ids")
+
     @cached_property
     def _held(self) -> dict[Function, Any]:
         """Programs of the right module: while they live, the weights that others share do too."""

@@ -4,10 +4,15 @@ Three kinds of judge: numbers that are off, the first greedy token that flips, a
 that is missed. Exact passes are judged by the first, all others by one of the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import exp
 from typing import Protocol, TypeAlias
 
+from torch import Tensor
+
+from elidir.frontends.evaluation import Bound, read_bounds
+from elidir.frontends.evaluation.scoring import compare
 from elidir.frontends.numerics import Oracle
 from elidir.ir import ElidirError, Embed, Module, nearest
 
@@ -44,13 +49,26 @@ class Flip:
         return self.said()
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """A bound on quality that is missed."""
+
+    function: str
+    bound: Bound
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.bound} is missed, {self.bound.metric} is {self.value:.3g}"
+
+
 def judge(by: str, oracle: Oracle) -> Judge:
-    """Return the judge of a name, or of bounds such as `kl<=0.02`.
+    """Return the judge of a name, or of bounds on quality such as `kl<=0.02`.
 
     Raises:
         ElidirError: it is neither, or needs tokens and the module reads none.
     """
-    if by not in (NUMBERS, TOKENS):
+    bounds = read_bounds(by) if "=" in by else ()
+    if not bounds and by not in (NUMBERS, TOKENS):
         raise ElidirError(f"there is no judge '{by}'{nearest(by, (NUMBERS, TOKENS))}")
     if by == NUMBERS:
         return oracle.difference
@@ -59,6 +77,8 @@ def judge(by: str, oracle: Oracle) -> Judge:
             f"the module gives no score to each token, so it cannot be judged by {by}; "
             f"use {NUMBERS}"
         )
+    if bounds:
+        return lambda module: first_missed(bounds, module, oracle)
     return lambda module: first_flip(module, oracle)
 
 
@@ -82,3 +102,21 @@ def first_flip(module: Module, oracle: Oracle) -> Flip | None:
             row, at = (a != b).nonzero()[(a != b).nonzero()[:, 1].argmin()].tolist()
             return Flip(name, at, int(a[row, at]), int(b[row, at]))
     return None
+
+
+def first_missed(bounds: Sequence[Bound], module: Module, oracle: Oracle) -> Beyond | None:
+    """Return the first bound that a function misses on the text; None if all hold."""
+    for name, found, wanted in oracle.compared(module):
+        if found[0].shape != wanted[0].shape:
+            continue
+        values = _quality(wanted[0], found[0], oracle.ids)
+        if wrong := [b for b in bounds if not b.holds(values[b.metric])]:
+            return Beyond(name, wrong[0], values[wrong[0].metric])
+    return None
+
+
+def _quality(wanted: Tensor, found: Tensor, ids: Tensor) -> dict[str, float]:
+    """Return means over a text i64[B, T]; what follows its last token is not known."""
+    means = compare(wanted[:, :-1], found[:, :-1], ids[:, 1:]).mean((1, 2))
+    kl, top1, nll, nll_found = means.tolist()
+    return {"kl": kl, "top1": top1, "ppl": exp(nll_found), "ppl_ratio": exp(nll_found - nll)}

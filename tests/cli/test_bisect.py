@@ -190,6 +190,21 @@ def test_numbers_may_be_off_and_no_token_flip(elidir: Elidir, deep: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("wrong")
+@pytest.mark.parametrize("bound", ["kl<=1e-6", "top1>=1", "kl<=0.5, ppl_ratio<=1.000001"])
+def test_a_bound_on_quality_may_judge(
+    elidir: Elidir, deep: Path, tmp_path: Path, bound: str
+) -> None:
+    out = tmp_path / "again.ir"
+    args = ("bisect", deep, "-o", out, "-p", "lossless, lossy, dce", "--by")
+    said = elidir(*args, bound)
+    assert f"pass 'lossy' breaks layer {BROKEN}" in said.out, said.err
+    assert re.search(r"(\w+)[<>]=[\d.e-]+ is missed, \1 is \d", said.out)
+    assert json.loads(elidir("bisect", out, "--json").out)["layer"] == BROKEN
+    assert "nothing to bisect" in elidir(*args, "kl<=100").err
+    assert "no metric 'kll'; did you mean 'kl'?" in elidir(*args, "kll<=1").err
+
+
+@pytest.mark.usefixtures("wrong")
 def test_a_saved_model_is_bisected_by_its_own_pipeline(
     elidir: Elidir, deep: Path, tmp_path: Path
 ) -> None:

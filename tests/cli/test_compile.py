@@ -30,7 +30,9 @@ def test_compile_says_where_and_how_much(elidir: Elidir, folder: Path, tmp_path:
     assert data["tokenizer"]
 
 
-def test_verbs_take_a_saved_model(elidir: Elidir, folder: Path, saved: Path) -> None:
+def test_verbs_take_a_saved_model(
+    elidir: Elidir, folder: Path, saved: Path, tmp_path: Path
+) -> None:
     run = json.loads(elidir("run", saved, "Hi", "--max-new-tokens", 8, "--json").out)
     args = ("Hi", "--max-new-tokens", 8, "--dtype", "bfloat16", "--json")
     assert run["tokens"] == json.loads(elidir("run", folder, *args).out)["tokens"]
@@ -43,6 +45,11 @@ def test_verbs_take_a_saved_model(elidir: Elidir, folder: Path, saved: Path) -> 
     assert elidir("report", saved, "--targets", "p40", "--prompt", 16, "--new", 4).code == 0
     assert "nothing to bisect" in elidir("bisect", saved, "-p", "lossless").err
     assert elidir("compile", saved, "-o", saved).code == 0
+    text = tmp_path / "text"
+    text.write_text("A saved model is measured beside the original that is in it. " * 4)
+    said = elidir("verify", saved, text, "--window", 32, "--json")
+    assert said.code == 0, said.err
+    assert 0 < json.loads(said.out)["quality"]["kl"]["value"] < 0.1  # bfloat16 beside float32
 
 
 def test_options_that_are_not_its_own_are_refused(elidir: Elidir, saved: Path) -> None:

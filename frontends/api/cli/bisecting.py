@@ -24,7 +24,7 @@ MODEL_TOLERANCE = 1e-3
 """Of the greatest logit, in float32 over all layers of a model."""
 
 OWN = "the file's `// run:` line, a saved model's own, or lossless"
-BY = "What is wrong: 'numbers' that are off, or 'tokens', the first greedy one that flips."
+BY = "What is wrong: 'numbers', 'tokens' (a greedy one flips), or a bound, as 'kl<=0.02'."
 
 
 def bisect(
