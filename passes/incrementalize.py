@@ -6,8 +6,8 @@ Passes that drop work rewrite `@step`; `@forward` stays as it was.
 
 from dataclasses import dataclass, replace
 
-from elidir.ir import KV, Function, Module, Region, Stage, Symbol
-from elidir.passes.analyses import State, TokenAxis
+from elidir.ir import KV, Attention, Function, Module, Region, Stage, Symbol
+from elidir.passes.analyses import Mixer, State, TokenAxis
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.registry import register
 from elidir.passes.step import step_of
@@ -42,7 +42,7 @@ class Incrementalize(Pass):
         if reason:
             cx.missed("@forward", reason, remedy=REMEDY)
             return cx.unchanged()
-        for mixer in cx.get(TokenAxis).blockers:
+        for mixer in sorted(cx.get(TokenAxis).blockers, key=_tells_less):
             cx.missed(mixer.op, f"{mixer.op.kind}: {mixer.reason}", remedy=REMEDY)
         if cx.get(TokenAxis).blockers or not cx.fuel.take(f"{self.name} at @forward"):
             return cx.unchanged()
@@ -50,6 +50,11 @@ class Incrementalize(Pass):
         caches = sum(isinstance(p.type, KV) for p in step.region.params)
         cx.applied("", f"{caches} caches")
         return cx.result(_with_step(module, step))
+
+
+def _tells_less(mixer: Mixer) -> bool:
+    """Whether it is no attention: what is wrong with an attention says most."""
+    return mixer.op.kind != Attention.kind
 
 
 def _unfit(forward: Region) -> str:
@@ -65,7 +70,8 @@ def _unfit(forward: Region) -> str:
 def _without_tokens(forward: Region, axis: TokenAxis) -> str:
     if not axis.mixers:
         return "it has no attention, so there is nothing to cache"
-    if not axis.blockers and axis.axis.get(forward.results[0]) != 1:
+    logits = forward.results[0]
+    if not axis.blockers and (axis.axis.get(logits), axis.rows.get(logits)) != (1, 1):
         return "its first result has no token axis"
     return ""
 

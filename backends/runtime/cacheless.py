@@ -25,6 +25,7 @@ class CachelessSession:
         batch: rows.
         max_positions: positions that the model has, None for any number.
         vocabulary: number of token ids, None if it is not known.
+        padding_counts: whether padding takes positions too.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class CachelessSession:
         batch: int = 1,
         max_positions: int | None = None,
         vocabulary: int | None = None,
+        padding_counts: bool = False,
     ) -> None:
         self.forward, self.max_positions, self.vocabulary = forward, max_positions, vocabulary
+        self.padding_counts = padding_counts
         self.stats = Stats()
         self.ids = torch.zeros(batch, 0, dtype=torch.int64)
         self.valid = torch.zeros(batch, 0, dtype=torch.bool)
@@ -63,7 +66,8 @@ class CachelessSession:
         all_ids = torch.cat([self.ids, new], dim=1)
         flags = torch.ones_like(new, dtype=torch.bool) if flags is None else flags
         all_valid = torch.cat([self.valid, flags], dim=1)
-        counts = all_valid.cumsum(1)
+        counted = torch.ones_like(all_valid) if self.padding_counts else all_valid
+        counts = counted.cumsum(1)
         check_positions(int(counts.max()), self.max_positions)
         start = time.perf_counter()
         found = self.forward(all_ids, all_valid, (counts - 1).clamp(min=0))

@@ -57,6 +57,7 @@ class LanguageModel:
         defaults: its own generation options, such as eos_token_id.
         encodes: whether the prompt goes to an encoder, and generation starts from
             decoder_start_token_id alone.
+        padding_counts: whether padding takes positions too.
     """
 
     open: Callable[[Opening], Decoder]
@@ -64,6 +65,7 @@ class LanguageModel:
     max_positions: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     encodes: bool = False
+    padding_counts: bool = False
 
 
 def decoder_only(
@@ -74,6 +76,7 @@ def decoder_only(
     vocabulary: int | None = None,
     max_positions: int | None = None,
     defaults: Mapping[str, Any] | None = None,
+    padding_counts: bool = False,
 ) -> LanguageModel:
     """Return a model that decodes by its `@step`, or by its `@forward` where there is none.
 
@@ -84,8 +87,10 @@ def decoder_only(
         vocabulary: number of token ids, None if it is not known.
         max_positions: positions that the model has, None for any number.
         defaults: its own generation options.
+        padding_counts: whether padding takes positions too, as where a model counts by itself.
     """
     limits: dict[str, Any] = {"vocabulary": vocabulary, "max_positions": max_positions}
+    limits["padding_counts"] = padding_counts
     if step is None and forward is None:
         raise InputError("a model needs a step or a forward to generate; give one of them")
 
@@ -153,7 +158,8 @@ def generate(
     mark, either = _padding_mark(read), model.encodes
     prompt = as_prompt(input_ids, attention_mask, model.vocabulary, mark, either_side=either)
     decoded = _start_tokens(prompt, read) if model.encodes else prompt
-    room = None if model.max_positions is None else model.max_positions + 1 - decoded.longest
+    longest = decoded.ids.shape[1] if model.padding_counts else decoded.longest
+    room = None if model.max_positions is None else model.max_positions + 1 - longest
     new = budget(read, decoded.ids.shape[1], room)
     ending = _Ending(read, tokenizer)
     capacity = decoded.ids.shape[1] + min(new, _ROOM)

@@ -51,6 +51,7 @@ class Session:
         capacity: tokens to reserve room for at once.
         max_positions: positions that the model has, None for any number.
         vocabulary: number of token ids, None if it is not known.
+        padding_counts: whether padding takes positions too.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class Session:
         capacity: int = INITIAL_CAPACITY,
         max_positions: int | None = None,
         vocabulary: int | None = None,
+        padding_counts: bool = False,
     ) -> None:
         layers = layer_specs(step.params) if layers is None else layers  # type: ignore[attr-defined]
         self.step, self.max_positions, self.vocabulary = step, max_positions, vocabulary
+        self.padding_counts = padding_counts
         self.cache = KVCache(layers, batch, capacity=capacity)
         self.stats = Stats()
         self._next, self._top = self.cache.next_positions(), 0
@@ -138,8 +141,8 @@ class Session:
         return self._counted(ids.shape[1], valid)
 
     def _counted(self, new: int, valid: Tensor | None) -> Place:
-        """Count on from each row's last valid token, as transformers does."""
-        if valid is None:
+        """Count on from each row's last token, padding left out, as transformers does."""
+        if valid is None or self.padding_counts:
             found = self._next + torch.arange(new) if new > 1 else self._next
             return Place(found, self._next + new, self._top + new)
         counts = valid.cumsum(1)

@@ -117,7 +117,9 @@ class Compiled:
                 f"the model reads {', '.join(names)}, not token ids alone, so it cannot generate; "
                 "call it"
             )
-        return decoder_only(program.step, _whole(program), **limits)
+        face = program.face  # a model that is told of padding alone gives it positions
+        counts = bool(face.inputs[1]) and "position_ids" not in face.signature
+        return decoder_only(program.step, _whole(program), padding_counts=counts, **limits)
 
     def prepare(self) -> None:
         """Rearrange the weights for what generation runs, which otherwise happens at first use."""

@@ -49,6 +49,24 @@ KEPT = {
         "%x = reshape %y {shape=(B, T, 8)} : f32[B, T, 8]",
         1,
     ),
+    "rows of experts": (
+        "%y = reshape %h {shape=(2*B*T, 4)} : f32[2*B*T, 4]\n"
+        '%z = unary %y {fn="exp"} : f32[2*B*T, 4]\n'
+        "%x = reshape %z {shape=(B*T, 2, 4)} : f32[B*T, 2, 4]",
+        0,
+    ),
+    "tokens and channels as one": ("%x = reshape %h {shape=(B, 8*T)} : f32[B, 8*T]", 1),
+    "a constant for each token": (
+        "%k = full {shape=(B, T, 8) value=1.0 dtype=f32} : f32[B, T, 8]\n"
+        "%x = concat [%h, %k] {axis=2} : f32[B, T, 16]",
+        1,
+    ),
+    "products of each token": (
+        "%y = reshape %h {shape=(B*T, 4, 2)} : f32[B*T, 4, 2]\n"
+        "%z = reshape %h {shape=(B*T, 2, 4)} : f32[B*T, 2, 4]\n"
+        "%x = matmul %y, %z : f32[B*T, 4, 4]",
+        0,
+    ),
     "listed opaque": (f"%x = {OPAQUE.format('erfc.default', '')}", 1),
     "opaque along channels": (f"%x = {OPAQUE.format('log_softmax.int', ',-1')}", 1),
 }
@@ -70,7 +88,14 @@ MIXED = {
     "softmax over tokens": "%x = softmax %h {axis=1} : f32[B, T, 8]",
     "running sum": "%x = cumsum %h {axis=1} : f32[B, T, 8]",
     "joined to itself": "%x = concat [%h, %h] {axis=1} : f32[B, 2*T, 8]",
-    "flattened": "%x = reshape %h {shape=(B, 8*T)} : f32[B, 8*T]",
+    "across tokens": "%x = reshape %h {shape=(B, 8, T)} : f32[B, 8, T]",
+    "rows that differ": "%y = reshape %h {shape=(2*B*T, 4)} : f32[2*B*T, 4]\n"
+    "%z = permute %y {order=(1, 0)} : f32[4, 2*B*T]\n"
+    "%x = reshape %z {shape=(8, B*T)} : f32[8, B*T]",
+    "a count of ones": "%k = full {shape=(B, T) value=1 dtype=i64} : i64[B, T]\n"
+    "%x = cumsum %k {axis=1} : i64[B, T]",
+    "how many there are": "%k = full {shape=(B, T) value=1 dtype=i64} : i64[B, T]\n"
+    '%x = reduce %k {fn="sum" axes=(1) keep=false} : i64[B]',
     "scores": "%t = permute %q {order=(0, 1, 3, 2)} : f32[B, 2, 4, T]\n"
     "%x = matmul %q, %t : f32[B, 2, T, T]",
     "linear over tokens": "%t = permute %h {order=(0, 2, 1)} : f32[B, 8, T]\n"

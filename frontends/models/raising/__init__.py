@@ -22,7 +22,8 @@ from elidir.frontends.raising.masks import MaskRule
 from elidir.frontends.raising.norms import norm_rule
 from elidir.frontends.raising.positions import PositionRule
 from elidir.frontends.raising.probe import Probe
-from elidir.frontends.raising.rope import RopeRule, partial_rope_rule
+from elidir.frontends.raising.rope import RopeRule, pairs_rule, partial_rope_rule
+from elidir.frontends.raising.sizes import Sizes
 from elidir.frontends.raising.softmax_attention import SoftmaxAttentionRule
 from elidir.ir import (
     Cast,
@@ -68,7 +69,8 @@ class Raised:
 
 def raise_capture(capture: Capture, name: str = "model") -> Raised:
     """Raise a captured graph to a verified module of stage `raised`."""
-    importer = Importer({k: s.name for k, s in capture.symbols.items()})
+    sizes = Sizes({k: (s.name, s.lo, s.hi) for k, s in capture.symbols.items()})
+    importer = Importer(sizes)
     params, inputs = _parameters(capture)
     _import(capture, importer, params)
     module = _assemble(capture, importer, params, name)
@@ -166,7 +168,8 @@ def _raise(module: Module, importer: Importer, params: dict[str, Value]) -> Modu
     stages: Sequence[Sequence[Rule]] = (
         (unflatten_rule, norm_rule),
         (ActivationRule(probe), SoftmaxAttentionRule(probe, add)),
-        (key_heads_rule, MaskRule(probe, add), RopeRule(probe, add), PositionRule(probe, add)),
+        (key_heads_rule, MaskRule(probe, add), pairs_rule, RopeRule(probe, add)),
+        (PositionRule(probe, add),),
         (key_heads_rule, experts_rule, heads_rule),
         (unflatten_rule, norm_rule),
         (heads_rule, partial_rope_rule, unflatten_rule),

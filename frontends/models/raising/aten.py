@@ -45,6 +45,8 @@ BINARY: dict[str, type[Op]] = {
     "mul_": Mul,
     "div_": Div,
     "true_divide": Div,
+    "divide": Div,
+    "multiply": Mul,
 }
 COMPARE = {
     **{n: n for n in "eq ge gt le lt ne".split()},
@@ -101,14 +103,14 @@ def _gelu(m: Importer, n: Node) -> Value:
     return m.emit(Unary(m.value(n.args[0]), fn="gelu_tanh" if tanh else "gelu"))
 
 
-@aten("clamp.default", "clamp_min.default", "clamp_max.default", "clip.default")
+@aten("clamp.default", "clamp_min.default", "clamp_max.default", "clip.default", "clamp.Tensor")
 def _clamp(m: Importer, n: Node) -> Value:
     low, high = m.arg(n, 1, "min"), m.arg(n, 2, "max")
     if "clamp_max" in str(n.target):
         low, high = None, low
     value = m.value(n.args[0])
-    value = value if low is None else m.emit(Maximum(value, low))
-    return value if high is None else m.emit(Minimum(value, high))
+    value = value if low is None else m.emit(Maximum(value, m.operand(low)))
+    return value if high is None else m.emit(Minimum(value, m.operand(high)))
 
 
 @aten("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")

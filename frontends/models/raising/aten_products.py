@@ -80,6 +80,18 @@ def _reduce(m: Importer, n: Node) -> Value | None:
     return cast_to(m, m.emit(Reduce(x, fn=fn, axes=axes, keep=keep)), n)
 
 
+@aten("max.dim", "min.dim")
+def _extreme(m: Importer, n: Node) -> list[Value] | None:
+    """The values alone: where the places are read as well, ties decide, and it stays as it is."""
+    if any(u.args[1] == 1 and u.users for u in n.users):
+        return None
+    x, keep = m.value(n.args[0]), bool(m.arg(n, 2, "keepdim", False))
+    axes = (n.args[1] % len(x.type.dims),)
+    fn = "max" if "max" in str(n.target) else "min"
+    found = m.emit(Reduce(x, fn=fn, axes=axes, keep=keep))
+    return [found, m.emit(Reduce(x, fn="argmax", axes=axes, keep=keep))]
+
+
 @aten("argmax.default")
 def _argmax(m: Importer, n: Node) -> Value | None:
     if m.arg(n, 1, "dim") is None:

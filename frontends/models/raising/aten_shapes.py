@@ -14,7 +14,6 @@ from elidir.ir import (
     Cast,
     Concat,
     DType,
-    Embed,
     Expand,
     Full,
     Iota,
@@ -38,6 +37,7 @@ END = 2**62
         "unflatten.int",
         "_reshape_alias.default",
     ),
+    *("reshape_as.default", "view_as.default"),
     "unsqueeze_.default",
 )
 def _reshape(m: Importer, n: Node) -> Value:
@@ -157,15 +157,11 @@ def _gather(m: Importer, n: Node) -> Value | None:
     if str(source.target) == "aten.expand.default":
         source = source.args[0]
     weight = m.weight(source)
-    if (
-        weight is None
-        or len(weight.type.dims) != 2
-        or weight.type.dims[0] != 1
-        or n.args[1] % 2 != 1
-    ):
+    one_row = weight is not None and len(weight.type.dims) == 2 and weight.type.dims[0] == 1
+    if not one_row or n.args[1] % 2 != 1:
         return None
     row = m.add_weight(f"{weight.name}.row", m.fetch(weight).reshape(-1))
-    return m.emit(Embed(m.value(n.args[2]), row))
+    return m.emit(Take(m.const(row), m.value(n.args[2]), axis=0))
 
 
 @aten("index.Tensor")
@@ -204,8 +200,18 @@ def _full(m: Importer, n: Node) -> Value | None:
     if "scalar" in name:
         value = n.args[0]
     if isinstance(value, Node):
-        return None
+        return _filled(m, n, value)
     return m.emit(Full(shape=m.shape(n), value=value, dtype=DTYPES[n.meta["val"].dtype]))
+
+
+def _filled(m: Importer, n: Node, value: Node) -> Value | None:
+    """A tensor filled with a number that is computed."""
+    made = m.made[value]
+    return m.emit(Expand(cast_to(m, made, n), shape=m.shape(n))) if _is_scalar(made) else None
+
+
+def _is_scalar(made: Any) -> bool:
+    return isinstance(made, Value) and made.type.dims == ()
 
 
 @aten("copy.default", "copy_.default")

@@ -16,12 +16,12 @@ import torch
 from torch.fx import Node
 
 from elidir.backends import encode_args
+from elidir.frontends.raising.sizes import RaiseError, Sizes
 from elidir.ir import (
     Const,
     Derived,
     Dim,
     DType,
-    ElidirError,
     Entry,
     IRTypeError,
     Op,
@@ -29,9 +29,7 @@ from elidir.ir import (
     Tensor,
     Value,
     Weight,
-    as_dim,
     format_dim,
-    symbol,
 )
 
 DTYPES = {
@@ -49,9 +47,16 @@ DTYPES = {
 }
 
 
-class RaiseError(ElidirError):
-    """A captured graph is beyond what the IR can say."""
-
+SCALAR = Tensor((), DType.F64)
+NUMBERS = {
+    "sym_float": "aten.scalar_tensor.default",
+    "sym_sqrt": "aten.sqrt.default",
+    "neg": "aten.neg.default",
+    "truediv": "aten.div.Tensor",
+    **{n: f"aten.{n}.Tensor" for n in ("add", "sub", "mul")},
+    "pow": "aten.pow.Tensor_Tensor",
+}
+"""The ATen call for each arithmetic of Python on sizes that gives no size."""
 
 Handler = Callable[["Importer", Node], Any]
 HANDLERS: dict[str, Handler] = {}
@@ -72,7 +77,7 @@ def aten(*targets: str) -> Callable[[Handler], Handler]:
 class Importer:
     """The state of one import: what stands for each fx node, and what was made."""
 
-    symbols: dict[str, str]  # export's name of a size -> ours
+    sizes: Sizes
     ops: list[Op] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -114,26 +119,7 @@ class Importer:
         """Return a size of export as a dimension over our symbols."""
         if isinstance(size, Node):
             size = size.meta["val"]
-        return size if isinstance(size, int) else as_dim(self._expr(size.node.expr))
-
-    def _expr(self, expr: Any) -> Any:
-        if expr.is_Symbol:
-            return self._symbol(expr.name)
-        args = [self._expr(a) for a in expr.args]
-        if type(expr).__name__ == "FloorDiv":
-            return sympy.floor(args[0] / args[1])
-        if type(expr).__name__ in ("Mod", "PythonMod"):
-            return sympy.Mod(*args)
-        own = getattr(sympy, type(expr).__name__, None) if args else None
-        return (own or expr.func)(*args) if args else expr
-
-    def _symbol(self, name: str) -> Any:
-        if name not in self.symbols:
-            raise RaiseError(
-                f"the size {name} depends on the data, which elidir does not model; "
-                "compile the part of the model before or after it"
-            )
-        return symbol(self.symbols[name])
+        return size if isinstance(size, int) else self.sizes.dim(size.node.expr)
 
     def type(self, meta: Any) -> Tensor:
         """Return our type of a fake tensor."""
@@ -168,6 +154,8 @@ class Importer:
         """Import one call node."""
         if isinstance(node.meta.get("val"), torch.SymInt | int):
             self.made[node] = self.dim(node)
+        elif isinstance(node.meta.get("val"), torch.SymFloat | float):
+            self.made[node] = self._number(node)
         elif node.target is operator.getitem:
             self.made[node] = self.made[node.args[0]][node.args[1]]
         elif self._is_constant(node):
@@ -261,24 +249,43 @@ class Importer:
 
     # -- what is not recognised
 
+    def _number(self, node: Node) -> Value:
+        """Return a number that is made of sizes, such as 1 / T, as a tensor f64[]."""
+        name = getattr(node.target, "__name__", str(node.target))
+        if name not in NUMBERS:
+            raise RaiseError(f"elidir does not compute {name} of a size; keep it out of the model")
+        scalars = tuple(map(self._scalar, node.args))
+        if name == "sym_float":
+            return scalars[0]
+        return self._call(NUMBERS[name], scalars, {}, (SCALAR,)).results[0]
+
+    def _scalar(self, item: Any) -> Value:
+        if isinstance(item, Node) and isinstance(self.made[item], Value):
+            return self.value(item)
+        call = self._call(NUMBERS["sym_float"], (item,), {"dtype": torch.float64}, (SCALAR,))
+        return call.results[0]
+
     def _opaque(self, node: Node) -> Any:
         meta = node.meta["val"]
         many = isinstance(meta, list | tuple)
+        out = tuple(map(self.type, meta)) if many else (self.type(meta),)
+        op = self._call(str(node.target), node.args, node.kwargs, out)
+        return op.results if many else op.results[0]
+
+    def _call(self, target: str, args: Any, kwargs: Any, out: tuple[Tensor, ...]) -> Op:
+        """Append an ATen call as it is."""
         inputs: list[Value] = []
 
         def refer(item: Any) -> dict[str, Any] | None:
-            if not isinstance(item, Node):
-                return None
-            if isinstance(self.made[item], Value | Weight):
-                inputs.append(self.value(item))
+            made = self.made[item] if isinstance(item, Node) else item
+            if isinstance(made, Value | Weight):
+                inputs.append(self.const(made) if isinstance(made, Weight) else made)
                 return {"%": len(inputs) - 1}
-            return {"dim": format_dim(self.made[item])}
+            return {"dim": format_dim(made)} if isinstance(item, Node) else None
 
-        text = encode_args(node.args, node.kwargs, refer)
-        out = tuple(map(self.type, meta)) if many else (self.type(meta),)
-        op = Opaque(tuple(inputs), (), str(node.target), text, out)
-        self.ops.append(op)
-        return op.results if many else op.results[0]
+        text = encode_args(args, kwargs, refer)
+        self.ops.append(Opaque(tuple(inputs), (), target, text, out))
+        return self.ops[-1]
 
 
 def _is_random(node: Node) -> bool:

@@ -296,6 +296,17 @@ def _rotates(
     return _close(out[:, first], a * cos - c * sin) and _close(out[:, second], c * cos + a * sin)
 
 
+def pairs_rule(op: Op, b: Builder) -> Sequence[Value] | None:
+    """Make [B, T, H*D] -> [B, T, H, D/2, 2] two steps: the heads between are what turns."""
+    if not isinstance(op, Reshape) or len(op.x.type.dims) != 3 or len(op.shape) != 5:
+        return None
+    *lead, half, two = op.shape
+    if two != 2 or not isinstance(half, int):
+        return None
+    heads = b.emit(Reshape(op.x, shape=(*lead, half * 2)))
+    return [b.emit(Reshape(heads, shape=op.shape))]
+
+
 def partial_rope_rule(op: Op, b: Builder) -> Sequence[Value] | None:
     """Join a rotation of the first channels with those after them: one `rope` of them all."""
     if not isinstance(op, Concat) or len(op.parts) != 2 or op.axis != 3:

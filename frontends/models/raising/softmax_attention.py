@@ -29,6 +29,7 @@ from elidir.ir import (
     Mul,
     Op,
     Permute,
+    Reduce,
     Reshape,
     Slice,
     Softmax,
@@ -78,8 +79,8 @@ class SoftmaxAttentionRule:
     def _sinks(self, x: Value, cut: Slice, b: Builder) -> tuple[Value | None, Weight | None]:
         """Return (scores, sinks) where a last column, cut off afterwards, is a weight per head."""
         op = b.op_of(x)
-        if isinstance(op, Sub) and isinstance(op.a, Value) and isinstance(op.b, Value):
-            op = b.op_of(op.a)  # minus its maximum, which softmax does not see
+        if isinstance(op, Sub) and _is_maximum(op, b):
+            op = b.op_of(op.a)
         if not isinstance(op, Concat) or len(op.parts) != 2 or op.parts[1].type.dims[-1] != 1:
             return None, None
         if (cut.start, cut.stop) != (0, op.parts[0].type.dims[-1]):
@@ -121,6 +122,8 @@ class SoftmaxAttentionRule:
             return op.x, 1.0, None, None
         if isinstance(op, Cast) and op.x.tensor.dtype.is_float:
             return op.x, 1.0, None, None
+        if isinstance(op, Sub) and _is_maximum(op, b):
+            return op.a, 1.0, None, None
         if (capped := _softcap(op, b)) is not None:
             return capped[0], 1.0, None, capped[1]
         if isinstance(op, Mul | Div) and isinstance(op.a, Value) and isinstance(op.b, float | int):
@@ -199,6 +202,14 @@ class SoftmaxAttentionRule:
         out = Attention(q4, k4, v4, bias=bias, sinks=sinks, scale=scale, softcap=softcap)
         split = b.emit(HeadsSplit(b.emit(out), heads=_int(heads)))
         return [b.emit(Reshape(split, shape=op.result.type.dims))]
+
+
+def _is_maximum(op: Sub, b: Builder) -> bool:
+    """Whether scores lose their largest, which softmax does not see."""
+    top = b.op_of(op.b)
+    if not isinstance(top, Reduce) or top.fn != "max" or not top.keep:
+        return False
+    return top.x is op.a and top.axes == (len(top.x.type.dims) - 1,)
 
 
 def _int(heads: Dim) -> int:
