@@ -43,7 +43,7 @@ class _Sizes:
 def measure_program(
     program: Program, model: LanguageModel, request: Mapping[str, Any]
 ) -> list[Measured]:
-    """Return seconds of prefill and of a decoded token, medians of some runs after one to warm up.
+    """Return the seconds of prefills and of single decoded tokens, after a run to warm up.
 
     Args:
         program: what is measured.
@@ -53,14 +53,15 @@ def measure_program(
     prompt = request.get("prompt", 512)
     context = request.get("context") or prompt
     sizes = _Sizes(request.get("batch", 1), prompt, context, request.get("new", 128))
+    _run(model, sizes)
     found: dict[str, list[float]] = {}
-    for _ in range(RUNS + 1):
-        for name, value in _run(model, sizes).items():
-            found.setdefault(name, []).append(value)
+    for _ in range(RUNS):
+        for name, values in _run(model, sizes).items():
+            found.setdefault(name, []).extend(values)
     backends = " and ".join(program.options.backends)
     threads = f"{torch.get_num_threads()} threads"
     how = f"{backends} backend, {threads}, {runs_in(program).value}, random tokens"
-    return [_summary(name, values[1:], how) for name, values in found.items()]
+    return [_summary(name, values, how) for name, values in found.items()]
 
 
 def _summary(name: str, values: list[float], how: str) -> Measured:
@@ -68,8 +69,8 @@ def _summary(name: str, values: list[float], how: str) -> Measured:
     return Measured("cpu", name, middle, min(values), max(values), len(values), how)
 
 
-def _run(model: LanguageModel, sizes: _Sizes) -> dict[str, float]:
-    """Return the seconds of each phase, by the names that the cost model gives them."""
+def _run(model: LanguageModel, sizes: _Sizes) -> dict[str, list[float]]:
+    """Return the seconds of each step of a phase, by the names that the cost model gives them."""
     decoder = _open(model, sizes, sizes.prompt)
     names = ("prefill", "decode")
     if not isinstance(decoder, Session):
@@ -77,19 +78,18 @@ def _run(model: LanguageModel, sizes: _Sizes) -> dict[str, float]:
     first = _fed(decoder, _ids(model, sizes.batch, sizes.prompt))
     steps = min(max(sizes.new - 1, 0), TOKENS)
     if not steps:
-        return {names[0]: first}
+        return {names[0]: [first]}
     if sizes.context != sizes.prompt:
         decoder = _open(model, sizes, sizes.context)
         _fed(decoder, _ids(model, sizes.batch, sizes.context))
     tokens = [_ids(model, sizes.batch, 1) for _ in range(steps)]
-    return {names[0]: first, names[1]: _fed(decoder, *tokens) / steps}
+    return {names[0]: [first], names[1]: [_fed(decoder, ids) for ids in tokens]}
 
 
-def _fed(decoder: Decoder, *parts: torch.Tensor) -> float:
-    """Return the seconds in which a decoder takes tokens, part by part."""
+def _fed(decoder: Decoder, ids: torch.Tensor) -> float:
+    """Return the seconds in which a decoder takes tokens."""
     started = time.perf_counter()
-    for ids in parts:
-        decoder.feed(ids, rows=Rows.LAST)
+    decoder.feed(ids, rows=Rows.LAST)
     return time.perf_counter() - started
 
 

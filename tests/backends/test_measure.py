@@ -12,6 +12,7 @@ from elidir.cost_models import Provenance, load_target
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure_module, "SECONDS", 0.01)
+    monkeypatch.setattr(measure_module, "ROWS", 128)
     monkeypatch.setattr(measure_module, "SIZE", 128)
     monkeypatch.setattr(measure_module, "STREAM_BYTES", 32 << 20)
     monkeypatch.setenv("ELIDIR_CACHE", str(tmp_path))
