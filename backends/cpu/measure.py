@@ -18,25 +18,29 @@ from typing import TypeAlias
 import torch
 
 from elidir.backends.cpu.linear import multiply
+from elidir.backends.dtypes import torch_dtype
 from elidir.backends.executor import lower
+from elidir.backends.runtime import Session
 from elidir.backends.weights import WeightStore
 from elidir.cost_models import (
     Agent,
+    Description,
     Path,
+    Precision,
     Provenance,
     Quantity,
     Target,
+    describe,
     dump_target,
+    lines,
     measured_file,
 )
-from elidir.ir import Add, DType, Function, Module, Region, Tensor, Value
 
 STREAM_BYTES = 768 << 20
 """More than the caches that one program gets: with 64 MB twice the bandwidth was measured."""
 SECONDS = 9.0
 CALLS = 4
 ROWS, SIZE = 512, 1024
-OPS = 100
 
 Run: TypeAlias = Callable[[], object]
 
@@ -115,17 +119,42 @@ def _piece() -> int:
     return 4 * 4 * SIZE * SIZE
 
 
+TINY = Description(
+    name="tiny",
+    source="made up: its arithmetic is nothing beside the calls",
+    layers=8,
+    hidden=64,
+    heads=4,
+    kv_heads=2,
+    ffn=128,
+    vocab=64,
+    max_positions=64,
+    dtype="f32",
+)
+
+
 def _launches() -> Run:
-    """Ops without arithmetic to speak of, in a program as it is run."""
-    x = Value(Tensor((16,), DType.F32), "x")
-    ops = [Add(x, x)]
-    for _ in range(OPS - 1):
-        ops.append(Add(ops[-1].result, x))
-    region = Region((x,), tuple(ops), ops[-1].results)
-    module = Module("launches", {"forward": Function("forward", region)})
-    program = lower(module["forward"], module, WeightStore({}))
-    a = torch.ones(16)
-    return lambda: program(a)
+    """A decoded token of a model so small that calls take all the time, in the runtime."""
+    module = describe(TINY)
+    table = {n: e.type for n, e in module.weights.items()}
+    store = WeightStore(
+        {n: torch.ones(t.dims, dtype=torch_dtype(t.dtype)) for n, t in table.items()}
+    )
+    session = Session(lower(module["step"], module, store))
+    token = torch.zeros(1, 1, dtype=torch.int64)
+
+    def run() -> None:
+        session.feed(token)
+        session.crop(0)
+
+    return run
+
+
+def _calls() -> int:
+    """Return how many launches the cost model counts in it."""
+    module = describe(TINY)
+    found = lines(module, module["step"], Precision())
+    return sum(int(w.launches) * line.count for line in found for w in line.works)
 
 
 def _product(dtype: torch.dtype) -> Run:
@@ -169,11 +198,11 @@ _PATHS = {
 
 def _agent(best: Mapping[str, float]) -> Agent:
     size = f"{STREAM_BYTES >> 20} MB"
-    rate, launch = _piece() / best["stream"] / 1e9, best["launches"] / OPS * 1e6
+    rate, launch = _piece() / best["stream"] / 1e9, best["launches"] / _calls() * 1e6
     return Agent(
         dram_gb_per_s=_quantity(rate, f"one-row products, {size} of f32 weights in turn"),
         dram_efficiency=_assumed(1.0, "the bandwidth was measured with a kernel that runs models"),
-        launch_us=_quantity(launch, f"one of {OPS} additions of 16 numbers, a compiled program"),
+        launch_us=_quantity(launch, "an op of a decoded token of a tiny model"),
     )
 
 
