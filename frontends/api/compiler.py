@@ -13,6 +13,7 @@ import torch
 from elidir.backends import backend_names, ir_dtype
 from elidir.compiled import Compiled
 from elidir.cost_models import load_target
+from elidir.evaluate import Demand
 from elidir.frontends import Options, check_static
 from elidir.ir import DType, ElidirError, nearest
 from elidir.passes import framed
@@ -28,6 +29,8 @@ def compile(
     static: tuple[int, int] | None = None,
     example_inputs: Any = None,
     dtype: Any = None,
+    quality: str | None = None,
+    quality_texts: Any = None,
     disable: bool = False,
 ) -> Any:
     """Compile a model; it is given back as it was.
@@ -43,10 +46,14 @@ def compile(
         example_inputs: a tuple or dict of tensors of one usual call. Models of transformers need
             none; any other module is captured at its first call if none are given.
         dtype: floats of the program, such as torch.bfloat16; None keeps the model's.
+        quality: bounds such as "kl<=0.02, top1>=0.9", measured on `quality_texts` beside the
+            original; a pipeline that misses one is refused, with the figures.
+        quality_texts: a text, a `Path` or token ids, or several of them.
         disable: give the model back uncompiled, as torch.compile does.
 
     Returns `Compiled`; for a Module class, what makes compiled instances of it. Raises
-    `ElidirError` for a wrong option (before any long work) or a model that cannot be captured.
+    `ElidirError` for a wrong option (before any long work), a model that cannot be captured, or
+    a bound that is missed (`QualityError`).
     """
     if model is None:
         options = {k: v for k, v in locals().items() if k != "model"}
@@ -54,7 +61,8 @@ def compile(
     if disable:
         return model
     chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
-    return _compiled(model, chosen, example_inputs)
+    demand = Demand.of(quality, quality_texts, model)
+    return demand.check(_compiled(model, chosen, example_inputs))
 
 
 def _compiled(model: Any, chosen: Options, example_inputs: Any) -> Any:

@@ -5,19 +5,27 @@ is loaded. What is measured, and how, is in `elidir.frontends.evaluation`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from elidir.backends.runtime import LanguageModel
 from elidir.compiled import Compiled
 from elidir.frontends import (
     Asking,
+    Bound,
     Evaluation,
+    EvaluationError,
     Quality,
     Task,
+    check_bounds,
     measure_quality,
     original_program,
+    read_bounds,
     task_of,
 )
+from elidir.passes import framed
 
 
 def original(compiled: Compiled) -> Compiled:
@@ -62,3 +70,37 @@ def evaluate(
     found = None if texts is None else measure_quality(*pair, texts, tokenizer=reads, **options)
     shared = {k: options[k] for k in ("seed", "notify") if k in options}
     return Evaluation(found, tuple(r.run(**shared) for r in rounds))
+
+
+WINDOWS = 8
+"""So many windows at most are read to judge a pipeline while compiling."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The quality that a compilation must have: bounds, and the texts that they are measured on."""
+
+    bounds: tuple[Bound, ...] = ()
+    texts: Any = None
+
+    @classmethod
+    def of(cls, wanted: str | None, texts: Any, model: Any) -> "Demand":
+        """Return what was asked for; raises `ElidirError` before any long work if it is wrong."""
+        if wanted is None:
+            return cls()
+        bounds = read_bounds(wanted)
+        if isinstance(model, type) or not isinstance(model, str | torch.nn.Module):
+            raise EvaluationError(
+                "quality= is measured on a language model; give elidir.compile its name or object"
+            )
+        if texts is None:
+            raise EvaluationError("quality= needs text to measure on; give quality_texts=")
+        return cls(bounds, texts)
+
+    def check(self, made: Any) -> Any:
+        """Return what was compiled; raises `QualityError` with the figures if it is not so good."""
+        if self.bounds:
+            found = quality(made, self.texts, most=WINDOWS)
+            what = f"the pipeline {framed(made.program.options.pipeline)}"
+            check_bounds(self.bounds, found.metrics, what, found)
+        return made

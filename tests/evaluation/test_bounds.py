@@ -1,9 +1,13 @@
 """Bounds: what they read, what they refuse before any work, and what a missed one says."""
 
 import pytest
+import torch
 
-from elidir.frontends import Bound, Estimate, QualityError, check_bounds, read_bounds
+import elidir
+from elidir.frontends import Bound, Estimate, Quality, QualityError, check_bounds, read_bounds
 from elidir.ir import ElidirError
+from tests.evaluation.models import Flatten, model, text
+from tests.zoo import NAMED
 
 
 def test_several_are_read() -> None:
@@ -52,3 +56,44 @@ def test_what_is_missed_is_said_with_the_figures() -> None:
 def test_what_is_no_number_is_missed() -> None:
     with pytest.raises(QualityError):
         check_bounds(read_bounds("kl<=1"), {"kl": Estimate(float("nan"))}, "it")
+
+
+# ---- while compiling
+
+
+def test_compile_takes_what_is_good_enough() -> None:
+    bounds = "kl<=1e-9, top1>=1, ppl_ratio<=1"
+    made = elidir.compile(model(), quality=bounds, quality_texts=text())
+    assert isinstance(made, elidir.Compiled)
+
+
+def test_compile_refuses_with_figures_what_is_not() -> None:
+    with pytest.raises(QualityError, match=r"flatten.*: kl<=0.001 is missed, kl is 0\.\d+ \(") as e:
+        elidir.compile(
+            model(), pipeline=[Flatten()], quality="kl<=0.001, top1>=0.9", quality_texts=text()
+        )
+    assert "top1" not in str(e.value)
+    assert isinstance(e.value.measured, Quality)
+    assert e.value.measured.kl.value > 0.001
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"quality": "kld<=0.1", "quality_texts": "x"}, "did you mean 'kl'"),
+        ({"quality": "kl<=0.1"}, "give quality_texts="),
+    ],
+)
+def test_compile_refuses_a_wrong_demand_before_it_captures(
+    options: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elidir.compiler.Compiled", lambda *args: pytest.fail("captured"))
+    with pytest.raises(ElidirError, match=says):
+        elidir.compile(model(), **options)
+
+
+def test_quality_is_asked_of_language_models() -> None:
+    with pytest.raises(ElidirError, match="is measured on a language model"):
+        elidir.compile(quality="kl<=0.1", quality_texts=text())(torch.relu)
+    with pytest.raises(ElidirError, match="cannot generate"):
+        elidir.compile(NAMED["vit"].factory(), quality="kl<=0.1", quality_texts=text())
