@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Evaluation,
         EvaluationError,
         Feeding,
+        Harness,
         Hotpot,
         Needle,
         Passkey,
@@ -66,6 +67,7 @@ __all__ = [
     "Feeding",
     "Finding",
     "GgufFile",
+    "Harness",
     "Hotpot",
     "LoadError",
     "Loaded",
@@ -115,9 +117,9 @@ _MODULES = {
     "artifact": "Artifact is_artifact read_artifact write_artifact",
     "culprit": "Finding find_culprit",
     "evaluation": (
-        "Asking Bound Estimate Evaluation EvaluationError Feeding Hotpot Needle Passkey Quality "
-        "QualityError Squad Task TaskResult check_bounds measure_quality "
-        "original_program read_bounds read_text task_of tasks token_windows"
+        "Asking Bound Estimate Evaluation EvaluationError Feeding Harness Hotpot Needle Passkey "
+        "Quality QualityError Squad Task TaskResult check_bounds measure_quality original_program "
+        "read_bounds read_text task_of tasks token_windows"
     ),
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",
     "huggingface": "Loaded check_length load source_files",

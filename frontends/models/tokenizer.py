@@ -55,20 +55,20 @@ class Tokenizer:
         prompt = self.chat([{"role": "user", "content": text}])
         return list(self.backend.encode(prompt, add_special_tokens=False).ids)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return a conversation as the model reads it, up to where it is to answer."""
+    def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
+        """Return a conversation as the model reads it, up to where it is to answer, if it is."""
         if not self.template:
             raise ElidirError("the model's tokenizer has no chat template; give it plain text")
         import jinja2
 
         try:
-            return str(self._rendered(messages))
+            return str(self._rendered(messages, answer))
         except jinja2.TemplateError as error:
             raise ElidirError(f"the chat template failed: {error}; give plain text") from error
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _rendered(self, messages: Sequence[Mapping[str, str]], answer: bool) -> str:
         template = _environment().from_string(self.template)
-        return template.render(messages=messages, add_generation_prompt=True, **self.special)
+        return template.render(messages=messages, add_generation_prompt=answer, **self.special)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of some ids."""

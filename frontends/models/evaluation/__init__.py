@@ -8,6 +8,7 @@ language models of the runtime, which the face makes.
 from elidir.frontends.evaluation.bounds import Bound, QualityError, check_bounds, read_bounds
 from elidir.frontends.evaluation.errors import EvaluationError
 from elidir.frontends.evaluation.evaluation import Evaluation
+from elidir.frontends.evaluation.harness import Harness
 from elidir.frontends.evaluation.hidden import Needle, Passkey
 from elidir.frontends.evaluation.intervals import Estimate, bootstrap
 from elidir.frontends.evaluation.original import original_program
@@ -27,6 +28,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "Feeding",
+    "Harness",
     "Hotpot",
     "Needle",
     "Passkey",

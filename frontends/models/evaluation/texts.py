@@ -63,7 +63,7 @@ def token_windows(
             f"the text is shorter than a window: {longest} tokens, and a window has {length}; "
             "give a longer text, or a smaller window"
         )
-    start = [] if tokenizer is None else _start(tokenizer)
+    start = [] if tokenizer is None else start_of(tokenizer)
     found = [w for row in rows for w in _cut(row, length, start)]
     if most is not None and len(found) > most:
         found = [found[i * len(found) // most] for i in range(most)]
@@ -111,7 +111,7 @@ def _given(ids: Sequence[Any]) -> list[int]:
     return row
 
 
-def _start(tokenizer: Any) -> list[int]:
+def start_of(tokenizer: Any) -> list[int]:
     """Return the ids that the tokenizer begins every text with, such as bos_token_id."""
     empty, one = tokenizer.encode(""), tokenizer.encode("a")
     return list(empty) if empty and one[: len(empty)] == empty else []
