@@ -117,12 +117,15 @@ def test_text_ends_before_a_stop_string(harness: Harness) -> None:
     assert harness.until("THE SKY", {"max_gen_toks": 40, "until": stop}) == cut
 
 
+SAMPLED = {"max_gen_toks": 5, "do_sample": True}
+
+
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
         (lambda h: h.loglikelihoods([("A", "B" * 200)]), "more than the model's 128 positions"),
         (lambda h: h.until("A", {"max_gen_toks": 500}), "give a smaller max_gen_toks"),
-        (lambda h: h.until("A", {"max_gen_toks": 5, "do_sample": True, "top_q": 1}), "did you mean 'top_"),
+        (lambda h: h.until("A", SAMPLED | {"top_q": 1}), "did you mean 'top_"),
     ],
 )
 def test_mistakes(harness: Harness, ask: Any, says: str) -> None:
