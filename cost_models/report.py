@@ -221,31 +221,31 @@ class Report:
 
     def to_text(self) -> str:
         """Return the report as plain text, at most 100 columns wide."""
-        from elidir.cost_models.text import format_report
+        from elidir.cost_models.writers import format_report
 
         return format_report(self)
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        from elidir.cost_models.markdown import format_markdown
+        from elidir.cost_models.writers import format_markdown
 
         return format_markdown(self)
 
     def to_csv(self) -> str:
         """Return every row of every table as CSV, in seconds, bytes and joules."""
-        from elidir.cost_models.spreadsheet import format_csv
+        from elidir.cost_models.writers import format_csv
 
         return format_csv(self)
 
     def to_html(self) -> str:
         """Return the report as one page that needs nothing else."""
-        from elidir.cost_models.page import format_html
+        from elidir.cost_models.writers import format_html
 
         return format_html(self)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the figures of each target."""
-        from elidir.cost_models.page import format_excerpt
+        from elidir.cost_models.writers import format_excerpt
 
         return format_excerpt(self)
 

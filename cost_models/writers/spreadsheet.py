@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-from elidir.cost_models.figures import word
 from elidir.cost_models.report import Report
-from elidir.cost_models.sections import sections
-from elidir.cost_models.tables import Section, Table
+from elidir.cost_models.writers.figures import word
+from elidir.cost_models.writers.sections import sections
+from elidir.cost_models.writers.tables import Section, Table
 
 Record = dict[str, Any]
 

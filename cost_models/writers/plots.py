@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from elidir.cost_models import svg
-from elidir.cost_models.figures import count, digits, seconds, share, size, times, word
 from elidir.cost_models.report import PhaseCost, Report, Roof, Row, Snapshot, TargetReport
 from elidir.cost_models.roofline import Bound, Confidence
-from elidir.cost_models.svg import Box, Scale, line, rect, text
+from elidir.cost_models.writers import svg
+from elidir.cost_models.writers.figures import count, digits, seconds, share, size, times, word
+from elidir.cost_models.writers.svg import Box, Scale, line, rect, text
 
 WIDTH = 360.0
 EDGE = 4.0

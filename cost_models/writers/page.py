@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from elidir.cost_models.report import Report
-from elidir.cost_models.sections import figures, request, sections, title
-from elidir.cost_models.tables import Width
+from elidir.cost_models.writers.sections import figures, request, sections, title
+from elidir.cost_models.writers.tables import Width
 
 TEMPLATES = Path(__file__).parent / "templates"
 

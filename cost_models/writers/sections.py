@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
-from elidir.cost_models import plots
-from elidir.cost_models.figures import (
+from elidir.cost_models.report import Assumption, PhaseCost, Report, Row, TargetReport
+from elidir.cost_models.roofline import Bound, Confidence
+from elidir.cost_models.writers import plots
+from elidir.cost_models.writers.figures import (
     count,
     digits,
     joules,
@@ -23,9 +25,7 @@ from elidir.cost_models.figures import (
     unit_of,
     word,
 )
-from elidir.cost_models.report import Assumption, PhaseCost, Report, Row, TargetReport
-from elidir.cost_models.roofline import Bound, Confidence
-from elidir.cost_models.tables import Column, Plot, Section, Table, Tile, Width, column
+from elidir.cost_models.writers.tables import Column, Plot, Section, Table, Tile, Width, column
 
 ROWS = 8
 """So many rows of ops has plain text."""

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from elidir.cost_models.report import Report
-from elidir.cost_models.sections import request, sections, title
-from elidir.cost_models.tables import Section, Table, Width
+from elidir.cost_models.writers.sections import request, sections, title
+from elidir.cost_models.writers.tables import Section, Table, Width
 
 WIDTH = 100
 FIRST = 30

@@ -6,8 +6,8 @@ Only formatting lives here; what is shown is said in `sections.py`. Plots are le
 from collections.abc import Iterator
 
 from elidir.cost_models.report import Report
-from elidir.cost_models.sections import request, sections, title
-from elidir.cost_models.tables import Section, Table, Width
+from elidir.cost_models.writers.sections import request, sections, title
+from elidir.cost_models.writers.tables import Section, Table, Width
 
 
 def format_markdown(report: Report) -> str:
