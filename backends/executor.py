@@ -2,20 +2,21 @@
 
 `lower` inlines the layers and gives each op to the first backend that claims it, else decomposes
 it, else runs it by the reference; weights are prepared once, here. An `Executable` runs its
-instructions in order and drops each value after its last use. How an op is computed lives in the
-backends.
+instructions in order and drops each value after its last use; where a backend takes a stretch of
+them as one call, it is asked first. How an op is computed lives in the backends.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 
-from elidir.backends.binding import Binder, compile_dim
+from elidir.backends.binding import Binder, Sizes, compile_dim
 from elidir.backends.dtypes import retype
+from elidir.backends.joining import Instruction, Joiner, Stretch
 from elidir.backends.protocol import (
     Backend,
     BackendError,
@@ -45,18 +46,6 @@ REFERENCE = "reference"
 
 # The ops that an op is made of, and the values that stand for its results.
 Parts: TypeAlias = tuple[tuple[Op, ...], tuple[Value, ...]]
-
-
-@dataclass(frozen=True, eq=False)
-class Instruction:
-    """One call: slots read, slots written, and slots that nobody reads afterwards."""
-
-    call: Kernel
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    free: tuple[int, ...]
-    op: Op
-    backend: str
 
 
 @dataclass(frozen=True)
@@ -97,9 +86,11 @@ class Executable:
         instructions: tuple[Instruction, ...],
         results: tuple[int, ...],
         assignment: tuple[Assignment, ...],
+        stretches: tuple[Stretch, ...] = (),
     ) -> None:
         self.name, self.binder, self.results = name, binder, results
         self.instructions, self.assignment = instructions, assignment
+        self.stretches = stretches
         self.hook: Hook | None = None
         self.calls, self.seconds = 0, 0.0
         self._dims = [compile_dim(d) for d in dims]
@@ -121,18 +112,28 @@ class Executable:
         sizes = self.binder.bind(inputs)
         slots = [*inputs, *[dim(sizes) for dim in self._dims], *self._empty]
         with torch.inference_mode():
-            if self.hook is None:
-                self._run(slots)
-            else:
-                self._run_timed(slots, self.hook)
+            self._run(slots, sizes)
         self.calls += 1
         self.seconds += time.perf_counter() - start
         return tuple([slots[i] for i in self.results])
 
-    def _run(self, slots: list[Any]) -> None:
+    def _run(self, slots: list[Any], sizes: Sizes) -> None:
         at = 0
+        for stretch in self.stretches:
+            self._each(slots, at, stretch.start)
+            if not self._join(slots, sizes, stretch):
+                self._each(slots, stretch.start, stretch.stop)
+            at = stretch.stop
+        self._each(slots, at, len(self._program))
+
+    def _each(self, slots: list[Any], start: int, stop: int) -> None:
+        """Run instructions one by one."""
+        if self.hook is not None:
+            self._each_timed(slots, start, stop, self.hook)
+            return
+        at = start
         try:
-            for call, inputs, output, free in self._program:
+            for call, inputs, output, free in self._program[start:stop]:
                 found = call(*[slots[i] for i in inputs])
                 if type(output) is int:
                     slots[output] = found
@@ -144,16 +145,31 @@ class Executable:
         except (RuntimeError, IndexError) as error:
             raise _explain(self.instructions[at].op, error) from error
 
-    def _run_timed(self, slots: list[Any], hook: Hook) -> None:
-        for instruction, step in zip(self.instructions, self._program, strict=True):
-            call, inputs, output, free = step
-            start = time.perf_counter()
+    def _each_timed(self, slots: list[Any], start: int, stop: int, hook: Hook) -> None:
+        for at in range(start, stop):
+            instruction, (call, inputs, output, free) = self.instructions[at], self._program[at]
+            began = time.perf_counter()
             found = call(*[slots[i] for i in inputs])
-            hook(instruction, time.perf_counter() - start)
+            hook(instruction, time.perf_counter() - began)
             single = type(output) is int
             _store(slots, instruction.outputs, (found,) if single else found)
             for i in free:
                 slots[i] = None
+
+    def _join(self, slots: list[Any], sizes: Sizes, stretch: Stretch) -> bool:
+        """Run a stretch as one call; returns False if it is left to its instructions."""
+        clock: list[float] | None = None if self.hook is None else []
+        found = stretch.call(sizes, [slots[i] for i in stretch.inputs], clock)
+        if found is None:
+            return False
+        _store(slots, stretch.outputs, found)
+        for i in stretch.free:
+            slots[i] = None
+        if self.hook is not None:
+            inside = self.instructions[stretch.start : stretch.stop]
+            for instruction, seconds in zip(inside, clock or (), strict=True):
+                self.hook(replace(instruction, backend=stretch.backend), seconds)
+        return True
 
     def timed(self, *inputs: Any) -> tuple[tuple[Any, ...], Timing]:
         """Run it once with a clock on each op; returns the results and the timing."""
@@ -303,7 +319,9 @@ def _link(name: str, region: Region, assigned: _Assigner, binder: Binder) -> Exe
         Instruction(c.kernel, r, w, f, c.op, c.backend)
         for c, r, w, f in zip(assigned.claims, reads, writes, frees, strict=True)
     )
-    return Executable(name, binder, dims, instructions, results, tuple(assigned.report))
+    report, replaced = tuple(assigned.report), set(assigned.stands_for)
+    joiner = Joiner(assigned.chain, assigned.weights, instructions, slots, results, replaced)
+    return Executable(name, binder, dims, instructions, results, report, joiner.stretches())
 
 
 def _check_known(name: str, dims: Sequence[Dim], binder: Binder) -> None:

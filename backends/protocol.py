@@ -6,18 +6,18 @@ list of backends: built-in ones by name, third parties' by the entry point group
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import sympy
 import torch
 
 from elidir.backends.weights import Weights
-from elidir.ir import Dim, ElidirError, Op, Opaque, nearest, parse_dim
+from elidir.ir import Dim, ElidirError, Op, Opaque, Value, nearest, parse_dim
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,35 @@ class Backend(Protocol):
         """Return the closure that runs an op that it supports, its weights prepared."""
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Consecutive ops of a program: what they read from outside, and what is needed of them."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+# Called with the sizes of symbols, a run's inputs, and a list that is given the seconds of each op,
+# or None. Returns the outputs, or None where the ops must be run one by one.
+RunKernel: TypeAlias = Callable[
+    [dict[str, int], Sequence[Any], list[float] | None], tuple[Any, ...] | None
+]
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A backend that takes runs of consecutive ops as one call, whoever takes them one by one."""
+
+    name: ClassVar[str]
+
+    def runs(self, ops: Sequence[Op]) -> Sequence[range]:
+        """Return the runs that it would take, as ranges of ops in order."""
+
+    def join(self, run: Run, weights: Weights) -> RunKernel:
+        """Return the closure of a run."""
+
+
 class KVState(Protocol):
     """Cached keys and values of one attention, the value of a `kv` at run time."""
 
@@ -76,6 +105,12 @@ class KVState(Protocol):
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return all keys and values, [B, G, S, D] each."""
+
+    def extend(self, new: int) -> "KVState":
+        """Return the state with room for `new` tokens at its end, which the caller will write."""
+
+    def storage(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return what keys and values [B, G, C, D] lie in, and how many of the C slots are used."""
 
 
 # ---- sizes that are known at run time only

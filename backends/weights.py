@@ -7,10 +7,11 @@ is shared (converted, derived and packed copies) is remembered weakly.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 import torch
@@ -32,14 +33,30 @@ class Source(Protocol):
     def sha(self) -> str:
         """The content hash."""
 
+    @property
+    def raw(self) -> torch.Tensor | None:
+        """The stored bytes of a block format, u8[rows, bytes in a row]; None if it is dense."""
+
     def load(self) -> torch.Tensor:
         """Return the weight as a dense tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Rows of a weight in the blocks that they are stored in: u8[rows, bytes in a row]."""
+
+    format: str
+    raw: torch.Tensor
+    shape: tuple[int, int]
+
+
+Part: TypeAlias = torch.Tensor | Blocks
 
 
 class TensorSource:
     """A tensor that somebody else owns."""
 
-    format = ""
+    format, raw = "", None
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach()
@@ -124,6 +141,26 @@ class Weights:
             (how, names), lambda: make(*[self.load(w) for w in weights])
         )
         return made
+
+    def parts(self, weight: Weight, formats: Container[str] = ()) -> tuple[Part, ...]:
+        """Return a matrix as it is kept, part over part: nothing is joined that is stored apart.
+
+        A part that is stored in one of `formats` comes in its blocks, any other as a tensor.
+        """
+        name = self.canonical(weight.name)
+        entry = self.entries.get(name)
+        expr = None if entry is None else entry.expr
+        if expr is None:
+            source = self.store.source(name)
+            if source.format in formats and source.raw is not None:
+                rows, columns = weight.type.dims
+                return (Blocks(source.format, source.raw, (int(rows), int(columns))),)
+        elif expr.fn == "concat" and expr.axis == 0:
+            dtype = weight.type.dtype
+            types = [(n, self.entries[n].type.dims) for n in expr.sources]
+            refs = [Weight(n, Tensor(dims, dtype)) for n, dims in types]
+            return tuple(part for ref in refs for part in self.parts(ref, formats))
+        return (self.load(weight),)
 
     def canonical(self, name: str) -> str:
         """Return the name that a chain of aliases leads to."""

@@ -4,6 +4,7 @@ What makes it fast is the layout of weights, which are rearranged once, and fewe
 an op only where that beats the reference, and says why it leaves the others.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from elidir.backends.cpu import (
@@ -13,9 +14,12 @@ from elidir.backends.cpu import (
     norm,  # noqa: F401
     rope,  # noqa: F401
 )
+from elidir.backends.cpu.joined import Joined
 from elidir.backends.cpu.measure import measure_host, write_host
+from elidir.backends.cpu.native import tape
 from elidir.backends.cpu.registry import KERNELS, check_dtypes
-from elidir.backends.protocol import Answer, Kernel, No, Yes
+from elidir.backends.cpu.segments import segments
+from elidir.backends.protocol import Answer, Kernel, No, Run, RunKernel, Yes
 from elidir.backends.weights import Weights
 from elidir.ir import Op
 
@@ -38,6 +42,14 @@ class CpuBackend:
     def kernel(self, op: Op, weights: Weights) -> Kernel:
         """Return the closure that runs the op, its weights rearranged."""
         return KERNELS[op.kind][0](op, weights)
+
+    def runs(self, ops: Sequence[Op]) -> Sequence[range]:
+        """Return the runs of ops that have native forms, where the library can be built."""
+        return segments(ops) if tape.available() else ()
+
+    def join(self, run: Run, weights: Weights) -> RunKernel:
+        """Return the closure that runs them as one call."""
+        return Joined(run, weights)
 
 
 __all__ = ["KERNELS", "CpuBackend", "measure_host", "write_host"]

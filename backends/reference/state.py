@@ -37,6 +37,15 @@ class FunctionalKV:
         """Return all keys and values."""
         return self.k, self.v
 
+    def extend(self, new: int) -> "FunctionalKV":
+        """Return a longer state, its last tokens to be written."""
+        k, v = (t.new_empty(*t.shape[:2], new, t.shape[3]) for t in (self.k, self.v))
+        return self.append(k, v)
+
+    def storage(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return keys and values, and their number."""
+        return self.k, self.v, self.k.shape[2]
+
 
 @kernel(KvAppend)
 def append(op: KvAppend, weights: Weights) -> Kernel:

@@ -61,14 +61,23 @@ class LayerKV:
         Raises `CacheError` if they are more tokens than the step has staged.
         """
         new = k.shape[2]
+        longer = self.extend(new)
+        self.keys.narrow(2, self.length, new).copy_(k)
+        self.values.narrow(2, self.length, new).copy_(v)
+        return longer
+
+    def extend(self, new: int) -> "LayerKV":
+        """Return the state with room for more tokens; raises `CacheError` as `append` does."""
         if self.length + new > self.limit:
             room = self.limit - self.length
             raise CacheError(
                 f"a layer appends {new} tokens where {room} were staged; stage them all"
             )
-        self.keys.narrow(2, self.length, new).copy_(k)
-        self.values.narrow(2, self.length, new).copy_(v)
         return LayerKV(self.keys, self.values, self.length + new, self.limit)
+
+    def storage(self) -> tuple[Tensor, Tensor, int]:
+        """Return keys and values of the whole capacity, and the length."""
+        return self.keys, self.values, self.length
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return views of all keys [B, G, S, D] and values [B, G, S, Dv]."""

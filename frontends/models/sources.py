@@ -37,6 +37,11 @@ class StoredSource:
         """The content hash of the blocks."""
         return content_hash(torch.from_numpy(self.storage.raw))
 
+    @property
+    def raw(self) -> torch.Tensor | None:
+        """The blocks as bytes; None for a weight that is stored dense."""
+        return torch.from_numpy(self.storage.raw) if self.format else None
+
     def load(self) -> torch.Tensor:
         """Return the weight as a dense tensor."""
         return dequantize(self.storage)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from elidir.backends import Yes, backend, torch_dtype
+from elidir.backends import No, Yes, backend, torch_dtype
 from elidir.backends.cpu import KERNELS as CPU
 from elidir.backends.cpu import linear
+from elidir.backends.cpu.native import tape
 from elidir.backends.reference import KERNELS as REFERENCE
 from elidir.backends.reference import FunctionalKV
 from elidir.ir import KV, OPS, DType, Op, Tensor, Type, evaluate
@@ -121,8 +122,6 @@ def test_a_large_bfloat16_weight_is_multiplied_in_blocks(monkeypatch: pytest.Mon
     [
         ("attention", "attention_softcap", "softcap"),
         ("attention", "attention_sinks", "sinks"),
-        ("rope", "rope-interleaved", "neighbouring"),
-        ("rope", "rope-partial", "some of the channels"),
         ("softmax", "softmax", "no faster"),
     ],
 )
@@ -132,6 +131,30 @@ def test_cpu_says_why_it_leaves_an_op(kind: str, name: str, reason: str) -> None
     (assignment,) = bench.lower(op, backends=["cpu"]).assignment
     assert assignment.backend == "reference"
     assert reason in dict(assignment.refused)["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("rope-interleaved", "neighbouring"), ("rope-partial", "some of the channels")],
+)
+def test_without_a_compiler_cpu_leaves_some_ropes(
+    monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    monkeypatch.setattr(tape, "available", lambda: No("there is no compiler"))
+    op, _ = CASES["rope"][name](Bench())
+    answer = backend("cpu").supports(op)
+    assert not answer
+    assert reason in answer.reason
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=lambda d: d.value)
+@pytest.mark.parametrize("kind", sorted(CPU))
+def test_cpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: DType) -> None:
+    monkeypatch.setattr(tape, "available", lambda: No("there is no compiler"))
+    for case in CASES.get(kind, {}).values():
+        bench = Bench(dtype)
+        op, expected = case(bench)
+        check(op, bench.run(op, backends=["cpu"]), expected, bench)
 
 
 def test_cpu_leaves_dtypes_that_it_has_no_kernels_for() -> None:

@@ -1,12 +1,10 @@
-"""Builds and loads the native kernels of `gemv.cpp`: linear maps of one to three rows.
+"""Builds and loads the native kernels of this folder, each source file a library of its own.
 
-torch's one-row products in bfloat16 are bound by conversion where the processor has no bfloat16
-instructions. The kernel is compiled once with the machine's own C++ compiler and kept in the cache
-folder; without a compiler `load` says why, and torch's operators run instead.
+A library is compiled once with the machine's own C++ compiler and kept in the cache folder; without
+a compiler `load` says why, and torch's operators run instead.
 """
 
 import ctypes
-import functools
 import hashlib
 import os
 import platform
@@ -16,66 +14,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
-
-from elidir.backends.protocol import Answer, BackendError, No, Yes
 from elidir.ir import cache_folder
 
-MAX_ROWS = 3
-SOURCE = Path(__file__).with_name("gemv.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
-_WORDS = (ctypes.c_void_p,) * 4 + (ctypes.c_long,) * 3
-
-
-def available() -> Answer:
-    """Return whether the kernels can be built and loaded here."""
-    found = _library()
-    return No(found) if isinstance(found, str) else Yes()
-
-
-class RowMajor:
-    """A bfloat16 weight [out, in], stored row by row, as a function of a few rows of input."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        library = _library()
-        if isinstance(library, str):
-            raise BackendError(library)
-        bias = None if bias is None else bias.contiguous()
-        held = (weight,) if bias is None else (weight, bias)
-        if not weight.is_contiguous() or any(t.dtype is not torch.bfloat16 for t in held):
-            raise BackendError(
-                "the kernel takes a contiguous bfloat16 weight and bias; convert them"
-            )
-        self.weight, self.bias = weight, bias  # held, since the kernel reads them by address
-        self._call = library.elidir_linear_bf16
-        self._weight = weight.data_ptr()
-        self._bias = None if bias is None else bias.data_ptr()
-        self._outs, self._inner = weight.shape
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x W^T + b for x of at most `MAX_ROWS` rows."""
-        if x.dtype is not torch.bfloat16 or x.shape[-1] != self._inner:
-            raise BackendError(
-                f"the kernel takes bfloat16 rows of {self._inner}, not {x.dtype} of {x.shape[-1]}"
-            )
-        x = x.contiguous()
-        out = x.new_empty((*x.shape[:-1], self._outs))
-        rows = out.numel() // self._outs if self._outs else 0
-        failed = self._call(
-            self._weight, self._bias, x.data_ptr(), out.data_ptr(), rows, self._inner, self._outs
-        )
-        if failed:
-            raise BackendError("no memory is left for the rows of a linear map; free some")
-        return out
-
-
-@functools.cache
-def _library() -> "ctypes.CDLL | str":
-    """Return the loaded library, or why there is none."""
-    library = load(SOURCE)
-    if not isinstance(library, str):
-        library.elidir_linear_bf16.argtypes = _WORDS
-    return library
+# Products and sums are contracted where a kernel says so, and nowhere else.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC")
 
 
 def load(source: Path) -> "ctypes.CDLL | str":
@@ -95,9 +37,10 @@ def load(source: Path) -> "ctypes.CDLL | str":
 
 
 def _built(compiler: list[str], source: Path) -> Path:
-    """Return the shared library, compiled if this source, compiler and processor have none yet."""
+    """Return the shared library, compiled if these sources, compiler and processor have none."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
-    parts = (source.read_text(), version.stdout, " ".join(FLAGS), _processor())
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, version.stdout, " ".join(FLAGS), _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     path = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not path.exists():

@@ -1,0 +1,64 @@
+"""One native op by itself, over tensors of any number of rows: a tape of one record.
+
+This is how row-wise ops run where many rows come at once. Arithmetic is float32 and rows are
+rounded once, when they are written. Whole runs of ops over few rows are in `joined`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from elidir.backends.cpu.native import tape
+from elidir.backends.cpu.native.records import FIRST_OUTER, OUTER, TYPES, Code, Record
+
+_NOTHING = (0,) * 5
+
+
+class Alone:
+    """A record over tensors, whose last axis is channels and whose others are rows.
+
+    Args:
+        code: what it does.
+        held: tensors that the fields refer to by address.
+        fields: of the record.
+    """
+
+    def __init__(self, code: Code, held: Sequence[Any] = (), **fields: Any) -> None:
+        self.held = tuple(held)
+        self._records = (Record * 1)(Record(code=code, **fields))
+        record = self._records[0]
+        for i, view in enumerate((*record.ins, *record.outs)):
+            view.slot, view.strides[0] = FIRST_OUTER + i, OUTER
+
+    def __call__(
+        self, ins: Sequence[torch.Tensor], outs: Sequence[torch.Tensor], **fields: Any
+    ) -> bool:
+        """Fill `outs`, in the shape of the first of which rows are counted.
+
+        Returns False if it met an index out of range.
+        """
+        shape = _padded(outs[0].shape, 1)
+        records = (Record * 1).from_buffer_copy(self._records)
+        record = records[0]
+        record.type = TYPES[outs[0].dtype]
+        record.dims, record.width = shape[:3], shape[3]
+        for name, value in fields.items():
+            setattr(record, name, value)
+        taken = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in ins]
+        words = [*_NOTHING, *_NOTHING]
+        for group, size in ((taken, 4), (outs, 2)):
+            for x in group:
+                words += (x.data_ptr(), *_padded(x.stride(), 0)[:3], 0)
+            words += _NOTHING * (size - len(group))
+        return tape.run(records, words) < 0
+
+
+def _padded(numbers: Sequence[int], filling: int) -> tuple[int, ...]:
+    """Return four numbers, the last of them those given."""
+    return (*(filling,) * (4 - len(numbers)), *numbers)
+
+
+def address(x: torch.Tensor | None) -> int:
+    """Return where a tensor begins, 0 for none."""
+    return 0 if x is None else x.data_ptr()

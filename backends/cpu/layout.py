@@ -1,0 +1,146 @@
+"""The layout of a run: slots for what comes from outside, and the records at given sizes.
+
+What can be said of a run without any sizes is found once, in `Layout`; a `Tape` is what the native
+library runs, and the memory that it needs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elidir.backends.cpu import forms
+from elidir.backends.cpu.maker import Evaluate, Maker, Spot, dense, padded, storage_type
+from elidir.backends.cpu.native.records import FIRST_OUTER, Record
+from elidir.backends.protocol import Run
+from elidir.backends.weights import Weights
+from elidir.ir import KV, Attention, Dim, KvAppend, KvRead, Mask, Op, Tensor, Value, free_symbols
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """The records of a run at some sizes.
+
+    Args:
+        records: as the native library reads them.
+        owners: the number of the op that each record belongs to.
+        arena: elements of the arena.
+        scratch: elements of the scratch for each run of keys.
+        keys: the most keys of an attention that reads no cache.
+        shapes: of each output that is a tensor of its own.
+        new: how many tokens are appended, for each state after it.
+        held: what the records refer to by address.
+    """
+
+    records: Any
+    owners: list[int]
+    arena: int
+    scratch: int
+    keys: int
+    shapes: list[tuple[Value, tuple[int, ...]]]
+    new: dict[Value, int]
+    held: list[Any]
+
+    def by_op(self, ticks: Sequence[int], count: int) -> list[float]:
+        """Return the seconds of each op, given the nanoseconds of each record."""
+        seconds = [0.0] * count
+        for op, nanoseconds in zip(self.owners, ticks, strict=True):
+            seconds[op] += nanoseconds / 1e9
+        return seconds
+
+
+class Layout:
+    """What is known of a run before any sizes are."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        appends = [op for op in run.ops if isinstance(op, KvAppend)]
+        reads = [op for op in run.ops if isinstance(op, KvRead)]
+        self.biases = {op.bias for op in run.ops if isinstance(op, Attention)} - {None}
+        self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
+        self.appends = [(op.result, op.kv) for op in appends]
+        self.of, self.slots = self._number()
+        states = dict.fromkeys((*(a.result for a in appends), *(r.kv for r in reads)))
+        self.touched = [(state, self.of[state]) for state in states]
+        self.stored = [v for v in run.outputs if isinstance(v.type, Tensor) and v not in self.reads]
+        self.dies = self._last_readers()
+        self.symbols = sorted({s for d in self._dims() for s in free_symbols(d)})
+
+    def _number(self) -> tuple[dict[Value, int], int]:
+        """Give a slot to each input and output, and two to each state of the cache."""
+        slots: dict[Value, int] = {}
+        at = FIRST_OUTER
+        states = [longer for longer, _ in self.appends]
+        for value in dict.fromkeys((*self.run.inputs, *states, *self.run.outputs)):
+            slots[value] = at
+            at += 2 if isinstance(value.type, KV) else 1
+        return slots, at
+
+    def _last_readers(self) -> dict[int, list[Value]]:
+        last: dict[Value, int] = {}
+        for at, op in enumerate(self.run.ops):
+            last.update(dict.fromkeys((*op.operands(), *op.results), at))
+        kept, found = set(self.run.outputs), dict[int, list[Value]]()
+        for value, at in last.items():
+            if value not in kept:
+                found.setdefault(at, []).append(value)
+        return found
+
+    def _dims(self) -> Iterator[Dim]:
+        """All dimensions that the records depend on."""
+        made = [r for op in self.run.ops if not isinstance(op, KvRead) for r in op.results]
+        for value in (*made, *(v for v in self.run.inputs if v not in self.biases)):
+            if isinstance(value.type, Tensor):
+                yield from value.type.dims
+
+    # ---- at given sizes
+
+    def make(self, size: Evaluate, weights: Weights) -> Tape:
+        """Return the records at the sizes that `size` gives for dimensions."""
+        m = Maker(size, weights, {}, self.dies)
+        for value in self.run.inputs:
+            if not isinstance(value.type, KV):
+                self._place(m, value)
+        new: dict[Value, int] = {}
+        for op in self.run.ops:
+            if isinstance(op, KvAppend):
+                new[op.result] = m.dims(op.k)[2]
+            self._emit(m, op)
+            m.done()
+        m.at -= 1  # what is stored is the last op's
+        shapes = [(v, tuple(size(d) for d in v.tensor.dims)) for v in self.stored]
+        for value in self.stored:
+            forms.store(m, value, self.of[value])
+        records = (Record * len(m.records))(*m.records)
+        return Tape(records, m.owners, m.arena, m.scratch, m.keys, shapes, new, m.held)
+
+    def _place(self, m: Maker, value: Value) -> None:
+        """Say where an input is; a bfloat16 one is taken into the arena first."""
+        slot, kind = self.of[value], value.type
+        if isinstance(kind, Mask) or value in self.biases:
+            m.put(value, Spot(slot, (1, 1, 1, 1), None))
+            return
+        dims = padded([m.size(d) for d in value.tensor.dims])
+        outer = Spot(slot, dims, dense(dims))
+        if value.tensor.dtype.is_float and storage_type(value).itemsize != 4:
+            forms.load(m, value, outer)
+        else:
+            m.put(value, outer)
+
+    def _cache(self, m: Maker, state: Value, which: int) -> Spot:
+        """Return the keys (0) or values (1) of a state; their strides come with each call."""
+        kv = state.type
+        assert isinstance(kv, KV)
+        width = (kv.key_dim, kv.value_dim)[which]
+        dims = (m.size(kv.batch), m.size(kv.heads), 0, m.size(width))
+        return Spot(self.of[state] + which, dims, None, dtype=storage_type(state))
+
+    def _emit(self, m: Maker, op: Op) -> None:
+        """Make the records of an op."""
+        if isinstance(op, KvAppend):
+            for which, value in enumerate((op.k, op.v)):
+                forms.append(m, value, self._cache(m, op.result, which))
+        elif isinstance(op, KvRead):
+            for which, value in enumerate(op.results):
+                m.put(value, self._cache(m, op.kv, which))
+        else:
+            forms.FORMS[op.kind][0](op, m)

@@ -1,0 +1,215 @@
+// Attention of a few queries over many keys, and the keys' way into the cache.
+//
+// Keys are taken in runs of kKeys, always the same ones, so that threads can share one head's keys
+// and the result still does not depend on how many threads there are: `attend` leaves for each run
+// the highest score, the sum of exponentials and their mix of values; `merge` puts runs together.
+
+#pragma once
+
+#include "pointwise.h"
+
+namespace elidir {
+
+constexpr long kKeys = 256;  // keys of a run; records.py sizes the scratch by it
+constexpr int kQueries = 4;  // queries that share one reading of keys and values
+constexpr long kWidest = 512;  // the most channels of a head
+
+// The new tokens [B, G, N, width] of in[0] behind those in the cache, whose view is out[0].
+template <class T>
+void append(const Call& call, const Record& r, const Share& s) {
+  const Rows<float> x = rows<float>(call, r, r.in[0]);
+  const Rows<T> cache = rows<T>(call, r, r.out[0]);
+  const long count = count_rows(r), past = call.outers[r.out[0].slot].length - r.dims[2];
+  for (long row = s.begin(count); row < s.end(count); ++row) {
+    const float* from = x(row);
+    T* to = cache(row) + past * cache.strides[2];
+    channels(r.width, [&](long i, auto n) { store(load(from + i, n), to + i, n); });
+  }
+}
+
+// What attention reads: in[0] queries [B, H, N, width], in[1] keys, in[2] values; in[3] a bias
+// [B, H, N, S] if fn has 1 in it. extra: key heads, channels of values, keys if no cache says so,
+// slot of the mask or -1. The scratch of a query and a run is maximum, sum, mix.
+template <class T>
+struct Attention {
+  const Record& r;
+  Rows<float> q, bias;
+  Rows<T> k, v;
+  const Outer* mask;
+  float* scratch;
+  long keys, runs, group, mixed;
+
+  Attention(const Call& call, const Record& record)
+      : r(record), q(rows<float>(call, r, r.in[0])), bias(rows<float>(call, r, r.in[3])),
+        k(rows<T>(call, r, r.in[1])), v(rows<T>(call, r, r.in[2])) {
+    mask = r.extra[3] < 0 || !call.outers[r.extra[3]].data ? nullptr : &call.outers[r.extra[3]];
+    scratch = reinterpret_cast<float*>(call.outers[kScratch].data);
+    keys = r.extra[2] < 0 ? call.outers[r.in[1].slot].length : r.extra[2];
+    runs = (keys + kKeys - 1) / kKeys;
+    group = r.dims[1] / r.extra[0];
+    mixed = r.extra[1];
+  }
+  float* partial(long batch, long head, long token, long run) const {
+    const long row = (batch * r.dims[1] + head) * r.dims[2] + token;
+    return scratch + (row * runs + run) * (mixed + 2);
+  }
+  bool sees(long batch, long token, long key) const {
+    const int64_t* s = mask->strides;
+    return mask->data[batch * s[0] + token * s[1] + key * s[2]];
+  }
+};
+
+// Scores of COUNT queries with the keys of a run: the products alone.
+template <int COUNT, class T>
+void score(const T* keys, long stride, long count, long width, const float* const* q,
+           float (*scores)[kKeys]) {
+  for (long t = 0; t < count; ++t, keys += stride) {
+    Floats sums[COUNT] = {};
+    channels(width, [&](long i, auto n) ELIDIR_INLINE {
+      const Floats key = load(keys + i, n);
+      unrolled<COUNT>([&](auto j) ELIDIR_INLINE {
+        sums[j] = fused(key, load(q[j] + i), sums[j]);
+      });
+    });
+    unrolled<COUNT>([&](auto j) ELIDIR_INLINE { scores[j][t] = total(sums[j]); });
+  }
+}
+
+// Values of a run mixed by the weights of COUNT queries; VECTORS vectors of channels, the last of
+// which may be cut short.
+template <int COUNT, int VECTORS, class T, class N>
+void mix(const T* values, long stride, long count, N last, const float (*weights)[kKeys],
+         float* const* out) {
+  Floats sums[COUNT][VECTORS] = {};
+  for (long t = 0; t < count; ++t, values += stride)
+    unrolled<VECTORS>([&](auto i) ELIDIR_INLINE {
+      Floats value;
+      if constexpr (i + 1 < VECTORS) value = load(values + i * kLanes);
+      else value = load(values + i * kLanes, last);
+      unrolled<COUNT>([&](auto j) ELIDIR_INLINE {
+        sums[j][i] = fused(value, every(weights[j][t]), sums[j][i]);
+      });
+    });
+  unrolled<COUNT>([&](auto j) ELIDIR_INLINE {
+    unrolled<VECTORS - 1>([&](auto i) ELIDIR_INLINE { store(sums[j][i], out[j] + i * kLanes); });
+    store(sums[j][VECTORS - 1], out[j] + (VECTORS - 1) * kLanes, last);
+  });
+}
+
+// Exponentials of a query's scores; returns what is left of them: the highest and the sum.
+template <class T>
+void weigh(const Attention<T>& a, long batch, long head, long token, long start, long count,
+           float* scores, float* partial) {
+  const Record& r = a.r;
+  const float* bias = r.fn & 1 ? a.bias.at(batch, head, token) + start : nullptr;
+  float highest = -INFINITY;
+  for (long t = 0; t < count; ++t) {
+    float v = scores[t] * float(r.number);
+    if (r.limit > 0) v = float(r.limit) * tanhf(v / float(r.limit));
+    if (bias) v += bias[t];
+    if (a.mask && !a.sees(batch, token, start + t)) v = -INFINITY;
+    scores[t] = v;
+    highest = v > highest ? v : highest;
+  }
+  Floats sum = {};
+  const float base = highest == -INFINITY ? 0.0f : highest;
+  channels(count, [&](long t, auto n) {
+    Floats e = exponential(load(scores + t, n) - base);
+    store(e, scores + t, n);
+    sum += load(scores + t, n);  // read again: lanes beyond the run are zeros
+  });
+  partial[0] = highest;
+  partial[1] = total(sum);
+}
+
+// COUNT queries of one key head, the first of them `first`, over one run of keys.
+template <int COUNT, class T>
+void attend_some(const Attention<T>& a, long batch, long g, long run, long first) {
+  const Record& r = a.r;
+  const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
+  float padded[COUNT][kWidest], scores[COUNT][kKeys];
+  const float* q[COUNT];
+  float* mixed[COUNT];
+  for (int j = 0; j < COUNT; ++j) {
+    const long head = g * a.group + (first + j) / r.dims[2], token = (first + j) % r.dims[2];
+    q[j] = a.q.at(batch, head, token);
+    if (r.width % kLanes) {  // keys are read with zeros behind them, and so must queries be
+      memset(padded[j], 0, sizeof padded[j]);
+      memcpy(padded[j], q[j], r.width * sizeof(float));
+      q[j] = padded[j];
+    }
+    mixed[j] = a.partial(batch, head, token, run) + 2;
+  }
+  score<COUNT>(a.k.at(batch, g, start), a.k.strides[2], count, r.width, q, scores);
+  for (int j = 0; j < COUNT; ++j) {
+    const long head = g * a.group + (first + j) / r.dims[2], token = (first + j) % r.dims[2];
+    weigh(a, batch, head, token, start, count, scores[j], mixed[j] - 2);
+  }
+  const T* values = a.v.at(batch, g, start);
+  const long stride = a.v.strides[2];
+  float* out[COUNT];
+  for (long i = 0; i < a.mixed;) {
+    for (int j = 0; j < COUNT; ++j) out[j] = mixed[j] + i;
+    const long left = a.mixed - i;
+    if (left >= 4 * kLanes) {
+      mix<COUNT, 4>(values + i, stride, count, All{}, scores, out);
+      i += 4 * kLanes;
+    } else if (left >= kLanes) {
+      mix<COUNT, 1>(values + i, stride, count, All{}, scores, out);
+      i += kLanes;
+    } else {
+      mix<COUNT, 1>(values + i, stride, count, Few{left}, scores, out);
+      i += left;
+    }
+  }
+}
+
+template <class T>
+void attend(const Call& call, const Record& r, const Share& share) {
+  const Attention<T> a(call, r);
+  const long groups = r.extra[0], queries = a.group * r.dims[2];
+  const long items = r.dims[0] * groups * a.runs;
+  for (long item; (item = share.next()) < items;) {
+    const long batch = item / (groups * a.runs), g = item / a.runs % groups, run = item % a.runs;
+    long first = 0;
+    for (; first + kQueries <= queries; first += kQueries)
+      attend_some<kQueries>(a, batch, g, run, first);
+    if (queries - first == 3) attend_some<3>(a, batch, g, run, first);
+    if (queries - first == 2) attend_some<2>(a, batch, g, run, first);
+    if (queries - first == 1) attend_some<1>(a, batch, g, run, first);
+  }
+}
+
+// out[0] is [1, B, N, H * mixed]; `weight` the sinks, one logit for each head, or null.
+template <class T>
+void merge(const Call& call, const Record& r, const Share& s) {
+  const Attention<T> a(call, r);
+  const Rows<float> y = rows<float>(call, r, r.out[0]);
+  const float* sinks = reinterpret_cast<const float*>(r.weight);
+  const long count = count_rows(r);
+  for (long row = s.begin(count); row < s.end(count); ++row) {
+    const long batch = row / (r.dims[1] * r.dims[2]), head = row / r.dims[2] % r.dims[1];
+    const long token = row % r.dims[2];
+    float* to = y.at(0, batch, token) + head * a.mixed;
+    const float* part = a.partial(batch, head, token, 0);
+    const long step = a.mixed + 2;
+    float highest = -INFINITY, sum = 0;
+    for (long run = 0; run < a.runs; ++run)
+      if (part[run * step] > highest) highest = part[run * step];
+    memset(to, 0, a.mixed * sizeof(float));
+    if (highest == -INFINITY) continue;  // it may see no key
+    if (sinks && sinks[head] > highest) highest = sinks[head];
+    if (sinks) sum = expf(sinks[head] - highest);
+    for (long run = 0; run < a.runs; ++run) {
+      const float* from = part + run * step;
+      const float share = expf(from[0] - highest);
+      sum += from[1] * share;
+      channels(a.mixed, [&](long i, auto n) {
+        store(fused(load(from + 2 + i, n), every(share), load(to + i, n)), to + i, n);
+      });
+    }
+    channels(a.mixed, [&](long i, auto n) { store(load(to + i, n) / sum, to + i, n); });
+  }
+}
+
+}  // namespace elidir

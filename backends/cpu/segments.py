@@ -1,0 +1,107 @@
+"""Which consecutive ops of a program make a run that the native library takes as one call.
+
+An op belongs to a run if it has a native form, if what it reads and makes is of few dimensions, and
+if none of these grows with the cache: records hold for any number of cached tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from elidir.backends.cpu.forms import FORMS
+from elidir.backends.cpu.registry import check_dtypes
+from elidir.ir import (
+    KV,
+    Attention,
+    Embed,
+    FfnGated,
+    KvAppend,
+    KvRead,
+    Linear,
+    LinearSplit,
+    Op,
+    RopeTable,
+    Tensor,
+    TokensTake,
+    Value,
+    free_symbols,
+)
+
+LOOKS_UP = (Embed, RopeTable, TokensTake)
+PRODUCTS = (Linear, LinearSplit, FfnGated)
+_LEAST = 4  # ops, of which one is a product; fewer are as fast one by one
+
+
+def segments(ops: Sequence[Op]) -> list[range]:
+    """Return the runs of ops that have native forms, as ranges of their numbers."""
+    cached = {v for op in ops if isinstance(op, KvRead) for v in op.results}
+    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias is not None}
+    growing = {s for op in ops for s in _grows(op)}
+    fits = [_has_form(op, cached, biases, growing) for op in ops]
+    found, start = [], 0
+    for at, op in enumerate(ops):
+        if not fits[at] or _reads_before(op, ops[start:at], cached):
+            found.append(range(start, at))
+            start = at + 1
+    found.append(range(start, len(ops)))
+    return [run for run in found if _pays(ops[run.start : run.stop])]
+
+
+def _reads_before(op: Op, run: Sequence[Op], cached: set[Value]) -> bool:
+    """Whether an op attends to a cache that was read before its run began."""
+    if not isinstance(op, Attention) or op.k not in cached:
+        return False
+    return not any(op.k in o.results for o in reversed(run) if isinstance(o, KvRead))
+
+
+def _pays(run: Sequence[Op]) -> bool:
+    return len(run) >= _LEAST and any(isinstance(op, PRODUCTS) for op in run)
+
+
+def _grows(op: Op) -> frozenset[str]:
+    """The symbols that say how much was cached before: records must not depend on them."""
+    if not isinstance(op, KvAppend) or not isinstance(op.kv.type, KV):
+        return frozenset()
+    given = frozenset().union(*[free_symbols(d) for d in op.k.tensor.dims])
+    return frozenset(free_symbols(op.kv.type.length)) - given
+
+
+def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str]) -> bool:
+    if isinstance(op, KvAppend | KvRead):
+        return _fixed_kv(op.kv.type) and not cached & set(op.operands())
+    known = FORMS.get(op.kind)
+    if known is None or not _is_float(op) or not check_dtypes(op) or not known[1](op):
+        return False
+    if isinstance(op, Attention):
+        return _attends(op, cached, biases)
+    if (cached | biases) & {*op.operands(), *op.results}:
+        return False
+    return all(_is_small(v, growing) for v in (*op.operands(), *op.results))
+
+
+def _fixed_kv(kv: Any) -> bool:
+    return isinstance(kv, KV) and isinstance(kv.heads, int)
+
+
+def _attends(op: Attention, cached: set[Value], biases: set[Value]) -> bool:
+    """Keys and values must both be the cache's, or both not."""
+    bias_fits = op.bias is None or len(op.bias.tensor.dims) == 4
+    full = op.bias is None or op.bias.tensor.dims[3] == op.k.tensor.dims[2]
+    fixed = isinstance(op.k.tensor.dims[1], int)
+    others = (cached | biases) & {op.q, *op.results}
+    return bias_fits and full and fixed and not others and (op.k in cached) == (op.v in cached)
+
+
+def _is_small(value: Value, growing: set[str]) -> bool:
+    """Whether a value has few dimensions, none of which grows from step to step."""
+    if not isinstance(value.type, Tensor):
+        return False
+    dims = value.type.dims
+    fixed = not value.type.dtype.is_float or (len(dims) > 0 and isinstance(dims[-1], int))
+    return fixed and len(dims) <= 4 and not any(free_symbols(d) & growing for d in dims)
+
+
+def _is_float(op: Op) -> bool:
+    """Whether an op makes floats, and of floats unless it looks something up."""
+    read = () if isinstance(op, LOOKS_UP) else op.operands()
+    types = [v.type for v in (*read, *op.results)]
+    return all(t.dtype.is_float for t in types if isinstance(t, Tensor))
