@@ -74,10 +74,7 @@ class Answering(Task):
         passages = [*asked.passages, *rng.sample(self._others(asked), self.distractors)]
         rng.shuffle(passages)
         text = "\n\n".join(passages)
-        prompt = (
-            f"{text}\n\nAnswer with a few words of the text above, and nothing else.\n"
-            f"Question: {asked.question}"
-        )
+        prompt = f"Read the text and answer the question.\n\n{text}\n\nQuestion: {asked.question}"
         return Question(prompt, "\nAnswer:", asked.answers, ROOM)
 
 
