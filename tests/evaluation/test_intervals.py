@@ -29,3 +29,4 @@ def test_equal_samples_leave_nothing_open() -> None:
     assert (found.value, found.low, found.high) == (2, 2, 2)
     assert str(found) == "2 (2 to 2)"
     assert str(bootstrap([0.0])) == "0"
+    assert [str(bootstrap([x])) for x in (1234.5, 0.01234, -0.5)] == ["1234", "0.0123", "-0.5"]

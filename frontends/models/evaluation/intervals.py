@@ -32,8 +32,8 @@ class Estimate:
 
 
 def number(value: float) -> str:
-    """Return a number in three digits, and what is nought as 0."""
-    return f"{value:.3g}" if value else "0"
+    """Return a number in three digits, or whole where it has more; what is nought as 0."""
+    return "0" if not value else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _mean(drawn: np.ndarray) -> np.ndarray:
