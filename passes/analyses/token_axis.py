@@ -55,11 +55,16 @@ TOKENWISE_ATEN = frozenset(
     "logit nan_to_num relu6 rsqrt selu sinh softsign tan threshold trunc".split()
 )
 
-ROWWISE_ATEN = frozenset(
-    f"aten.{n}"
-    for n in "gather.default scatter.value scatter.src scatter_add.default max.dim min.dim "
-    "sort.default log_softmax.int argsort.default cummax.default".split()
-)
+ROWWISE_ATEN = {
+    **{
+        f"aten.{n}": 1
+        for n in "gather.default scatter.value scatter.src scatter_add.default max.dim min.dim "
+        "sort.default log_softmax.int argsort.default cummax.default logsumexp.default std.dim "
+        "var.dim std.correction var.correction".split()
+    },
+    "aten.linalg_vector_norm.default": 2,
+}
+"""Calls that work along the axis that this argument names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +229,8 @@ def _ratio(a: Dim, b: Dim) -> Dim | None:
 
 
 def _attention(op: Attention, found: TokenAxis, causal: set[Value]) -> Mixer:
-    if op.k not in found.axis or found.axis[op.k] != 2 or found.axis.get(op.q) != 2:
+    places = {(found.axis.get(v), found.rows.get(v)) for v in (op.q, op.k, op.v)}
+    if places != {(2, 1)}:
         return Mixer(op, False, "its keys are not the tokens of its own stream")
     if op.k.type.dims[2] != op.q.type.dims[2]:
         return Mixer(op, False, "its keys are those of another stream")
@@ -232,8 +238,6 @@ def _attention(op: Attention, found: TokenAxis, causal: set[Value]) -> Mixer:
         return Mixer(op, False, "its mask is not causal")
     if op.bias is not None and op.bias not in causal:
         return Mixer(op, False, "its bias is not made from positions alone")
-    if {found.rows[v] for v in (op.q, op.k, op.v)} != {1}:
-        return Mixer(op, False, "its tokens have several rows each")
     return Mixer(op, True)
 
 
@@ -332,19 +336,21 @@ def _opaque(op: Opaque, axes: Axes) -> int | None:
     """What broadcasts, or works along the last axis; each input has a row for each token."""
     known = {axes.get(v) for v in op.inputs}
     rank = len(op.inputs[0].type.dims) if op.inputs else 0
-    if len(known) != 1 or any(len(t.dims) != rank for t in op.out):
+    if len(known) != 1:
         return None
-    axis = known.pop()
+    axis, ranks = known.pop(), {len(t.dims) for t in op.out}
     if op.target in TOKENWISE_ATEN:
-        return axis
-    return axis if op.target in ROWWISE_ATEN and _last_axis(op, rank) and axis != rank - 1 else None
+        return axis if ranks == {rank} else None
+    along_last = op.target in ROWWISE_ATEN and _last_axis(op, rank) and ranks <= {rank, rank - 1}
+    return axis if along_last and axis != rank - 1 else None
 
 
 def _last_axis(op: Opaque, rank: int) -> bool:
-    """Whether an ATen op that takes `dim` after its input is told to work along the last axis."""
+    """Whether an ATen op that takes axes is told to work along the last one alone."""
     positional, named = json.loads(op.args)
-    dim = positional[1] if len(positional) > 1 else named.get("dim")
-    return dim in (-1, rank - 1)
+    at = ROWWISE_ATEN[op.target]
+    dim = positional[at] if len(positional) > at else named.get("dim")
+    return dim in (-1, rank - 1, [-1], [rank - 1])
 
 
 def _never(op: Op, axes: Axes) -> int | None:

@@ -68,6 +68,11 @@ KEPT = {
         0,
     ),
     "listed opaque": (f"%x = {OPAQUE.format('erfc.default', '')}", 1),
+    "opaque that drops channels": (
+        '%x = opaque [%h], [] {target="aten.linalg_vector_norm.default" '
+        'args="[[{\\"%\\":0},2,[-1]],{}]" out=(f32[B, T])} : f32[B, T]',
+        1,
+    ),
     "opaque along channels": (f"%x = {OPAQUE.format('log_softmax.int', ',-1')}", 1),
 }
 

@@ -238,8 +238,10 @@ def _slice_scatter(m: Importer, n: Node) -> Value | None:
 @aten("repeat.default")
 def _repeat(m: Importer, n: Node) -> Value | None:
     x, times = m.value(n.args[0]), n.args[1]
-    if len(times) != len(x.type.dims) or any(not isinstance(t, int) or t > 16 for t in times):
+    if any(not isinstance(t, int) or t > 16 for t in times):
         return None
+    if more := len(times) - len(x.type.dims):
+        x = m.emit(Reshape(x, shape=(1,) * more + x.type.dims))
     for axis, count in enumerate(times):
         x = x if count == 1 else m.emit(Concat((x,) * count, axis=axis))
     return x
