@@ -83,8 +83,9 @@ def read_gguf(path: str | Path) -> GgufFile:
     try:
         return _parse(path, _Cursor(data))
     except (struct.error, UnicodeDecodeError, IndexError, ValueError, OverflowError) as error:
+        reason = "it ends too early" if isinstance(error, struct.error) else error
         raise LoadError(
-            f"{path} is a damaged GGUF file ({error}); fetch or convert it again"
+            f"{path} is a damaged GGUF file ({reason}); fetch or convert it again"
         ) from error
 
 

@@ -99,20 +99,29 @@ def source_files(name: str) -> tuple[Path, ...]:
     return ()
 
 
-def check_length(name: str, text: str) -> None:
-    """Refuse a text that is longer than a model's positions, without loading the model.
+def check_length(name: str, text: str, new: int | None = None) -> None:
+    """Refuse a text, or new tokens, beyond a model's positions, without loading the model.
 
     A token has at least one byte, so that only a long text is looked at.
 
+    Args:
+        name: the model, as `load` takes it.
+        text: the prompt.
+        new: tokens that are to follow it, None for what there is room for.
+
     Raises:
-        LoadError: it has too many tokens.
+        LoadError: there are too many tokens.
     """
     size = len(text.encode())
-    files = source_files(name) if size >= LONG_TEXT else ()
+    files = source_files(name) if max(size, new or 0) >= LONG_TEXT else ()
     if not files:
         return
     path = files[0] if len(files) == 1 else Path(name).expanduser()
     limit, tokenizer = _gguf_limit(path) if path.is_file() else _folder_limit(path)
+    if limit is not None and new is not None and new > limit:
+        raise LoadError(
+            f"max_new_tokens is {new} and the model has {limit} positions; give a smaller number"
+        )
     if limit is None or size <= limit or (made := tokenizer()) is None:
         return
     count = len(made(text).input_ids)
@@ -256,7 +265,13 @@ def _load_factory(name: str) -> Parts:
     if not callable(factory):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise LoadError(f"{module_name} has no factory '{attribute}'{nearest(attribute, public)}")
-    made = factory()
+    try:
+        made = factory()
+    except Exception as error:  # it is the user's, and may raise anything
+        raise LoadError(
+            f"the factory {name} failed with {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}; it is called without arguments"
+        ) from error
     model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise LoadError(

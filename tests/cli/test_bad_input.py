@@ -63,6 +63,8 @@ def test_an_empty_prompt(elidir: Elidir, folder: Path, prompt: str) -> None:
 def test_a_prompt_that_is_too_long(elidir: Elidir, folder: Path) -> None:
     line = refused(elidir, "run", folder, "long " * 100)
     assert f"500 tokens and the model {POSITIONS} positions" in line
+    line = refused(elidir, "run", folder, "Hi", "--max-new-tokens", "9999")
+    assert f"max_new_tokens is 9999 and the model has {POSITIONS} positions" in line
 
 
 def test_unknown_models(elidir: Elidir, tmp_path: Path) -> None:

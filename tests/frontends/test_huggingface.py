@@ -165,6 +165,11 @@ def test_factories(factories: str) -> None:
         load("no_such_module_at_all:make")
 
 
+def test_a_factory_that_fails() -> None:
+    with pytest.raises(LoadError, match=r"json:dumps failed with TypeError: .*without arguments"):
+        load("json:dumps")
+
+
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="did you mean 'smollm2'"):
         load("smolm2")

@@ -46,7 +46,7 @@ def run(
     request = _request(max_new_tokens, sampling)
     chosen = _checked(prompt, request, pipeline, target, backend, dtype)
     with output.progress() as notify:
-        compiled = _compiled(model, prompt, chosen, notify)
+        compiled = _compiled(model, prompt, max_new_tokens, chosen, notify)
         ids = _encode(compiled, prompt, chat)
     request.setdefault("max_new_tokens", _room(compiled, len(ids)))
     streamer = _Streamer(compiled.tokenizer.stream(), len(ids), silent=json)
@@ -84,14 +84,14 @@ def _checked(prompt: str, request: dict[str, Any], *named: Any) -> Any:
     return chosen
 
 
-def _compiled(model: str, prompt: str, chosen: Any, notify: Any) -> Any:
+def _compiled(model: str, prompt: str, new: int | None, chosen: Any, notify: Any) -> Any:
     """Return the compiled model, with a tokenizer, and ready to run."""
     from elidir.cache import compile_named
     from elidir.frontends import check_length, is_artifact
     from elidir.ir import ElidirError
 
     if not is_artifact(Path(model).expanduser()):
-        check_length(model, prompt)
+        check_length(model, prompt, new)
     compiled = compile_named(model, chosen, notify)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {model} has no tokenizer that reads text; use it from Python")
