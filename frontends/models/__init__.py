@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from elidir.frontends.capture import Capture, capture
-from elidir.frontends.signature import Arguments, CaptureError, argument_leaves, check_static
+from elidir.frontends.feeding import check_static
+from elidir.frontends.signature import Arguments, CaptureError, argument_leaves
 from elidir.frontends.untouched import is_hugging_face
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from elidir.frontends import feeding
 from elidir.frontends import signature as sig
 from elidir.frontends.export import FunctionModule, export, quiet
 from elidir.frontends.signature import CaptureError, Feed, Role
@@ -146,12 +147,12 @@ def _check_weights(module: nn.Module) -> None:
 def _feed(model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, int] | None) -> Feed:
     """What to trace the model with."""
     if static is not None:
-        sig.check_static(static)
+        feeding.check_static(static)
         if example is not None or not is_hugging_face(model):
             raise CaptureError(f"static= is for models of transformers alone; {FIXED}")
     if example is not None:
         feed = sig.example_feed(model.forward, example, dynamic=dynamic)
-        return sig.stateless(model, feed) if is_hugging_face(model) else feed
+        return feeding.stateless(model, feed) if is_hugging_face(model) else feed
     if not is_hugging_face(model):
         raise CaptureError(
             f"{type(model).__name__} is not a model of transformers, so its inputs are unknown; "
@@ -159,7 +160,7 @@ def _feed(model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, i
         )
     if not dynamic and static is None:
         raise CaptureError("a capture that is not dynamic needs its sizes; give static=(1, 128)")
-    return sig.hugging_face_feed(model, static)
+    return feeding.hugging_face_feed(model, static)
 
 
 # describing what was captured

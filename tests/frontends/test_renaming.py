@@ -20,8 +20,7 @@ from torch import nn
 from elidir.frontends.capture import capture
 from elidir.frontends.raising import raise_capture
 from elidir.ir import format_module
-from tests import zoo
-from tests.zoo import LLAMA_LIKE, randomize, tokens
+from tests.zoo import LLAMA_LIKE, plain, randomize, tokens
 
 LOCATION = re.compile(r"  # .*$", re.MULTILINE)
 NAME = re.compile(r"@[\w.]+")
@@ -95,13 +94,15 @@ def test_a_plain_decoder_under_other_names(cls: str, tmp_path: Path) -> None:
     old = PLAIN[cls].split()
     names = {n: f"{'Z' if n[0].isupper() else 'z'}{99 - i}" for i, n in enumerate(old)}
     parts = [n for n in old if n[0].isupper()]
-    source = "\n\n".join(inspect.getsource(getattr(zoo, part)) for part in parts)
+    source = "\n\n".join(inspect.getsource(getattr(plain, part)) for part in parts)
     source = self_names(source, names)
     source = re.sub(r'(?<=self\.)(cos|sin)\b|(?<=")(cos|sin)(?=")', r"z_\1\2", source)
-    head = "from tests.zoo import *\nfrom tests.zoo import F, Tensor, math, nn, torch\n\n"
+    head = (
+        "from tests.zoo.plain import *\nfrom tests.zoo.plain import F, Tensor, math, nn, torch\n\n"
+    )
     twin = import_text(head + source, tmp_path / f"renamed_{cls.lower()}.py")
     ids = (tokens(2, 6),)
-    first = raised_text(randomize(getattr(zoo, cls)()), ids)
+    first = raised_text(randomize(getattr(plain, cls)()), ids)
     second = raised_text(randomize(getattr(twin, names[cls])()), ids)
     same_but_for_names(first, second, {n for n in names if n not in ("layers", "h")})
 
