@@ -6,7 +6,7 @@ the reference is the oracle of the others. Sessions, caches and generation are i
 """
 
 from elidir.backends.dtypes import ir_dtype, retype, torch_dtype
-from elidir.backends.executor import Assignment, Executable, Instruction, Timing, lower
+from elidir.backends.executor import Assignment, Executable, Instruction, Timing, Watch, lower
 from elidir.backends.protocol import (
     Answer,
     Backend,
@@ -46,6 +46,7 @@ __all__ = [
     "Source",
     "TensorSource",
     "Timing",
+    "Watch",
     "WeightError",
     "WeightStore",
     "Weights",

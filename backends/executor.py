@@ -74,6 +74,9 @@ class Timing:
 
 Hook = Callable[[Instruction, float], None]
 
+# Looks at an instruction, the values that it read, and what it made.
+Watch: TypeAlias = Callable[[Instruction, list[Any], Any], None]
+
 
 class Executable:
     """A lowered function. Call it with one input per parameter; it returns a tuple of results."""
@@ -92,6 +95,7 @@ class Executable:
         self.instructions, self.assignment = instructions, assignment
         self.stretches = stretches
         self.hook: Hook | None = None
+        self.watch: Watch | None = None
         self.calls, self.seconds = 0, 0.0
         self._dims = [compile_dim(d) for d in dims]
         made = sum(len(i.outputs) for i in instructions)
@@ -118,13 +122,15 @@ class Executable:
         return tuple([slots[i] for i in self.results])
 
     def _run(self, slots: list[Any], sizes: Sizes) -> None:
+        if self.watch is not None:
+            return self._each_watched(slots, self.watch)
         at = 0
         for stretch in self.stretches:
             self._each(slots, at, stretch.start)
             if not self._join(slots, sizes, stretch):
                 self._each(slots, stretch.start, stretch.stop)
             at = stretch.stop
-        self._each(slots, at, len(self._program))
+        return self._each(slots, at, len(self._program))
 
     def _each(self, slots: list[Any], start: int, stop: int) -> None:
         """Run instructions one by one."""
@@ -156,6 +162,16 @@ class Executable:
             for i in free:
                 slots[i] = None
 
+    def _each_watched(self, slots: list[Any], watch: Watch) -> None:
+        for instruction in self.instructions:
+            arguments = [slots[i] for i in instruction.inputs]
+            found = instruction.call(*arguments)
+            watch(instruction, arguments, found)
+            single = len(instruction.outputs) == 1
+            _store(slots, instruction.outputs, (found,) if single else found)
+            for i in instruction.free:
+                slots[i] = None
+
     def _join(self, slots: list[Any], sizes: Sizes, stretch: Stretch) -> bool:
         """Run a stretch as one call; returns False if it is left to its instructions."""
         clock: list[float] | None = None if self.hook is None else []
@@ -170,6 +186,14 @@ class Executable:
             for instruction, seconds in zip(inside, clock or (), strict=True):
                 self.hook(replace(instruction, backend=stretch.backend), seconds)
         return True
+
+    def watched(self, watch: Watch, *inputs: Any) -> tuple[Any, ...]:
+        """Run it once, instruction by instruction, each shown to `watch`; returns the results."""
+        self.watch = watch
+        try:
+            return self(*inputs)
+        finally:
+            self.watch = None
 
     def timed(self, *inputs: Any) -> tuple[tuple[Any, ...], Timing]:
         """Run it once with a clock on each op; returns the results and the timing."""

@@ -122,6 +122,7 @@ class Weights:
 
     def __init__(self, store: WeightStore, entries: Mapping[str, Entry]) -> None:
         self.store, self.entries = store, entries
+        self._keys: dict[str, Hashable] = {}
 
     def load(self, weight: Weight) -> torch.Tensor:
         """Return a weight in its reference's dtype; raises `WeightError` if it does not fit."""
@@ -136,7 +137,7 @@ class Weights:
         self, how: Hashable, weights: Sequence[Weight], make: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
         """Return `make(*tensors)`, shared by all kernels that ask for this preparation `how`."""
-        names = tuple((self.canonical(w.name), w.type.dtype) for w in weights)
+        names = tuple((self._key(self.canonical(w.name)), w.type.dtype) for w in weights)
         made: torch.Tensor = self.store.share(
             (how, names), lambda: make(*[self.load(w) for w in weights])
         )
@@ -171,8 +172,22 @@ class Weights:
         return name
 
     def _converted(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        made: torch.Tensor = self.store.share((name, dtype), lambda: self._make(name).to(dtype))
+        key = (self._key(name), dtype)
+        made: torch.Tensor = self.store.share(key, lambda: self._make(name).to(dtype))
         return made
+
+    def _key(self, name: str) -> Hashable:
+        """Return what a weight is: a stored one its name, any other its expression over such.
+
+        Modules of one store may mean different things by the name of a derived weight.
+        """
+        entry = self.entries.get(name)
+        if entry is None or entry.expr is None:
+            return name
+        if name not in self._keys:
+            args = tuple(self._key(a) if isinstance(a, str) else a for a in entry.expr.args)
+            self._keys[name] = (entry.expr.fn, entry.expr.axis, entry.type.dims, args)
+        return self._keys[name]
 
     def _make(self, name: str) -> torch.Tensor:
         entry = self.entries.get(name)
@@ -183,7 +198,14 @@ class Weights:
             made = derive(entry.expr, args)
         except WeightError as error:
             raise WeightError(error.message, at=f"@{name}") from None
-        return made.reshape(entry.type.dims) if entry.expr.fn == "literal" else made
+        return _filled(made, entry.type) if entry.expr.fn == "literal" else made
+
+
+def _filled(numbers: torch.Tensor, kind: Tensor) -> torch.Tensor:
+    """Return the numbers of a literal in the shape of its entry, which ends in -1 where they do."""
+    made = torch.full(kind.dims, -1, dtype=numbers.dtype)
+    made.view(-1)[: numbers.numel()] = numbers
+    return made
 
 
 # ---- hashes

@@ -8,6 +8,7 @@ that somebody wrote, `docs/passes/<name>.md`, is put before what is made.
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from elidir.passes import options_of, passes, read_reproducer
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "passes"
+OBSERVING = GOLDEN / "observing.py"  # observations for passes that need some
 WRITTEN = ROOT / "docs" / "passes"
 LINE = "// ----\n"
 
@@ -77,7 +79,8 @@ def example(name: str) -> str:
     path = min(shown, key=lambda p: len(p.read_text()))
     before, _, after = path.read_text().partition(LINE)
     pipeline, module = read_reproducer(before)
-    result = pipeline.run(module)
+    seen = runpy.run_path(str(OBSERVING))["observed"](module)
+    result = pipeline.run(module, observations=seen)
     found = format_module(result.module)
     found += "".join(f"// remarks: {remark}\n" for remark in result.remarks)
     if found != after:

@@ -44,6 +44,7 @@ from elidir.ir.rewriter import (
     make_body,
     prune_weights,
     rewrite,
+    split_bodies,
     structure,
 )
 from elidir.ir.symbols import (
@@ -124,6 +125,7 @@ __all__ = [
     "resolve",
     "rewrite",
     "split",
+    "split_bodies",
     "structure",
     "symbol",
     "verify",

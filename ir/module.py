@@ -29,7 +29,7 @@ class Derived:
     `args` are names of weights or numbers; `axis` is that of `concat`. Beside alias, concat,
     transpose, add and mul:
 
-    - `literal(3, 17)`: the numbers themselves, in the shape of the entry.
+    - `literal(3, 17)`: the numbers themselves, in the shape of the entry; -1 where they end.
     - `columns(@w, @c)`: the columns of w [out, in] that c lists; -1 stands for one of zeros.
     - `quantize_scale(@w, @c)`: max |w| / 127 of each row, columns that c lists left out; 1 if none.
     - `quantize(@w, @c)`: w in such steps, i8; the columns that c lists are zeros. c may be missing.

@@ -201,11 +201,13 @@ def _fold_weights(lines: list[str]) -> list[str]:
     groups: dict[str, list[tuple[int, str]]] = {}
     for line in lines:
         match = re.search(r"\.(\d+)\.", line.split(":")[0])
-        key = re.sub(r" sha=\S+", "", _FIRST_NUMBER.sub(r"\1.*.", line)) if match else line
+        key = _OWN.sub("", _FIRST_NUMBER.sub(r"\1.*.", line)) if match else line
         groups.setdefault(key, []).append((int(match.group(1)) if match else -1, line))
     return [_fold_group(key, group) for key, group in groups.items()]
 
 
+# What each layer has for itself: hashes, and the numbers of literals.
+_OWN = re.compile(r" sha=\S+|(?<= = literal)\(.*\)")
 # The first number in each reference to a weight: that of the layer, rather than of an expert in it.
 _FIRST_NUMBER = re.compile(r"(@[^\s,:()]*?)\.\d+\.")
 

@@ -6,7 +6,7 @@ rewriter counts what fired, stops when the fuel is out, and drops weights that n
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -262,6 +262,44 @@ def make_body(name: str, region: Region) -> Body:
     """Return a body that lists just the weights that its ops read."""
     weights = dict.fromkeys(w for op in region.ops for w in op.weights())
     return Body(name, region, tuple(weights))
+
+
+def split_bodies(module: Module, key: Callable[[Layer], Hashable]) -> Module:
+    """Give the layers of one body that differ in `key` a body each; the same object if none do."""
+    made: dict[tuple[int, Hashable], Body] = {}
+    first: dict[int, Hashable] = {}
+
+    def own(layer: Layer) -> Layer:
+        mark, found = id(layer.body), key(layer)
+        if found == first.setdefault(mark, found):
+            return layer
+        if (mark, found) not in made:
+            made[mark, found] = Body(layer.body.name, copied(layer.body.region), layer.body.weights)
+        return replace(layer, body=made[mark, found])
+
+    functions = {n: Function(n, _with_layers(f.region, own)) for n, f in module.functions.items()}
+    return replace(module, functions=functions) if made else module
+
+
+def _with_layers(region: Region, own: Callable[[Layer], Layer]) -> Region:
+    mapped = {p: p for p in region.params}
+    ops = []
+    for op in region.ops:
+        new = op.clone(mapped.__getitem__)
+        new = own(new) if isinstance(new, Layer) else new
+        mapped.update(zip(op.results, new.results, strict=True))
+        ops.append(new)
+    return Region(region.params, tuple(ops), tuple(mapped[r] for r in region.results))
+
+
+def copied(region: Region) -> Region:
+    """Return a region of its own values that computes the same."""
+    mapped = {p: Value(p.type, p.name) for p in region.params}
+    params, ops = tuple(mapped.values()), []
+    for op in region.ops:
+        ops.append(op.clone(mapped.__getitem__))
+        mapped.update(zip(op.results, ops[-1].results, strict=True))
+    return Region(params, tuple(ops), tuple(mapped[r] for r in region.results))
 
 
 def prune_weights(module: Module) -> Module:

@@ -25,13 +25,23 @@ from elidir.passes.instruments import (
     Time,
     Verify,
 )
+from elidir.passes.observed import LINEAR_INPUTS, LinearInput
 from elidir.passes.options import Option, Range, Ratio, options_of
-from elidir.passes.pipeline import Fixpoint, Pipeline, PipelineResult, Record, framed
+from elidir.passes.pipeline import (
+    CLEAN_UP,
+    Fixpoint,
+    Pipeline,
+    PipelineResult,
+    Record,
+    framed,
+)
 from elidir.passes.preset import load_preset, preset_names
 from elidir.passes.registry import find_pass, passes, register
 from elidir.passes.reproducer import read_reproducer, reproducer_data, reproducer_text
 
 __all__ = [
+    "CLEAN_UP",
+    "LINEAR_INPUTS",
     "Applied",
     "BisectError",
     "Context",
@@ -42,6 +52,7 @@ __all__ = [
     "History",
     "Instrument",
     "Invariant",
+    "LinearInput",
     "Missed",
     "Option",
     "Pass",

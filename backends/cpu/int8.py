@@ -7,7 +7,7 @@ grids.
 
 import torch
 
-from elidir.backends.cpu.native.quantize import ACTS, Rows, available
+from elidir.backends.cpu.native.rows import ACTS, Rows, available
 from elidir.backends.cpu.registry import kernel
 from elidir.backends.dtypes import torch_dtype
 from elidir.backends.protocol import Answer, Kernel, No

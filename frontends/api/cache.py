@@ -25,6 +25,7 @@ from elidir.frontends import (
     Options,
     Tokenizer,
     build,
+    fingerprint,
     is_artifact,
     load,
     read_artifact,
@@ -38,12 +39,16 @@ from elidir.saving import load_for
 KEPT = 8
 """So many compiled models are kept; the one that was used longest ago goes first."""
 
-SOURCES = ("*.py", "*.yaml", "*.cpp", "*.h")
+SOURCES = ("*.py", "*.yaml", "*.cpp", "*.h", "*.txt")
 PACKAGES = ("ir", "passes", "cost_models", "backends", "frontends")
 
 
 def compile_named(
-    name: str, options: Options, notify: Callable[[str], object] = lambda stage: None
+    name: str,
+    options: Options,
+    notify: Callable[[str], object] = lambda stage: None,
+    *,
+    calibration: Any = None,
 ) -> Compiled:
     """Compile a model by its name, or find it compiled.
 
@@ -52,6 +57,7 @@ def compile_named(
             a folder that `Compiled.save` wrote, which is loaded.
         options: what it is compiled for.
         notify: is told of each long stage in a few words, before it begins.
+        calibration: data for passes that need some.
 
     Raises:
         ElidirError: there is no such model, or it cannot be compiled.
@@ -61,12 +67,12 @@ def compile_named(
         return load_for(name, options)
     files = source_files(name)
     if not files:
-        return _face(_build(name, options, notify))
-    folder = entry(name, files, options)
+        return _face(_build(name, options, notify, calibration))
+    folder = entry(name, files, options, calibration)
     found, remark = _find(folder)
     if found is not None:
         return _face(found)
-    made = _build(name, options, notify)
+    made = _build(name, options, notify, calibration)
     notify("writing the cache")
     remark = _keep(made, folder) or remark
     program = made.program
@@ -78,13 +84,22 @@ def _face(artifact: Artifact) -> Compiled:
     return Compiled.of(artifact.program, artifact.tokenizer)
 
 
-def _build(name: str, options: Options, notify: Callable[[str], object]) -> Artifact:
+def _build(
+    name: str, options: Options, notify: Callable[[str], object], calibration: Any
+) -> Artifact:
     notify(f"loading {name}")
     loaded = load(name)
     notify("capturing and compiling")
-    program = build(loaded.model, options, storages=loaded.storages)
+    tokenizer = None if loaded.tokenizer is None else Tokenizer.of(loaded.tokenizer)
+    program = build(
+        loaded.model,
+        options,
+        storages=loaded.storages,
+        calibration=calibration,
+        tokenizer=tokenizer,
+    )
     program.seconds["load model"] = loaded.seconds
-    return Artifact(program, None if loaded.tokenizer is None else Tokenizer.of(loaded.tokenizer))
+    return Artifact(program, tokenizer)
 
 
 def _find(folder: Path) -> tuple[Artifact | None, str]:
@@ -125,9 +140,10 @@ def _prune(root: Path) -> None:
 # ---- where, and under what name
 
 
-def entry(name: str, files: tuple[Path, ...], options: Options) -> Path:
+def entry(name: str, files: tuple[Path, ...], options: Options, calibration: Any = None) -> Path:
     """Return the folder of a compiled model: its name, and a hash of what it depends on."""
-    text = json.dumps(_ingredients(files, options), sort_keys=True)
+    data = None if calibration is None else fingerprint(calibration)
+    text = json.dumps(_ingredients(files, options) | {"calibration": data}, sort_keys=True)
     stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
     return cache_folder() / "models" / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

@@ -41,10 +41,16 @@ class Compiled:
     """
 
     def __init__(
-        self, model: Any, options: Options, example_inputs: Any = None, *, storages: Any = None
+        self,
+        model: Any,
+        options: Options,
+        example_inputs: Any = None,
+        *,
+        storages: Any = None,
+        calibration: Any = None,
     ) -> None:
         self._model, self._options = model, options
-        self._storages = storages
+        self._storages, self._calibration = storages, calibration
         self._program: Program | None = None
         self._lock = threading.Lock()
         self.tokenizer: Any = None
@@ -55,7 +61,8 @@ class Compiled:
     def of(cls, program: Program, tokenizer: Any = None) -> "Compiled":
         """Return the face of a program that exists already, with its tokenizer if it has one."""
         made = cls.__new__(cls)
-        made._model, made._options, made._storages = None, program.options, None
+        made._model, made._options = None, program.options
+        made._storages = made._calibration = None
         made._program, made._lock = program, threading.Lock()
         made.tokenizer = tokenizer
         return made
@@ -64,7 +71,10 @@ class Compiled:
         with self._lock:
             if self._program is None:
                 model, stored = self._model, self._storages
-                self._program = build(model, self._options, example_inputs, stored)
+                data = self._calibration
+                self._program = build(
+                    model, self._options, example_inputs, stored, calibration=data
+                )
                 self._model = self._storages = None  # its tensors are held by the program's store
         return self._program
 

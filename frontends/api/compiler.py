@@ -29,6 +29,7 @@ def compile(
     static: tuple[int, int] | None = None,
     example_inputs: Any = None,
     dtype: Any = None,
+    calibration: Any = None,
     quality: str | None = None,
     quality_texts: Any = None,
     disable: bool = False,
@@ -46,6 +47,9 @@ def compile(
         example_inputs: a tuple or dict of tensors of one usual call. Models of transformers need
             none; any other module is captured at its first call if none are given.
         dtype: floats of the program, such as torch.bfloat16; None keeps the model's.
+        calibration: data for passes that need some: texts, `Path`s of text files, token ids, or a
+            list of dicts with the inputs of some calls; or the `Path` of a file that `elidir
+            calibrate` wrote. A named language model has a bundled text of 2,560 tokens.
         quality: bounds such as "kl<=0.02, top1>=0.9", measured on `quality_texts` beside the
             original; a pipeline that misses one is refused, with the figures.
         quality_texts: a text, a `Path` or token ids, or several of them.
@@ -62,21 +66,21 @@ def compile(
         return model
     chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
     demand = Demand.of(quality, quality_texts, model)
-    return demand.check(_compiled(model, chosen, example_inputs))
+    return demand.check(_compiled(model, chosen, example_inputs, calibration))
 
 
-def _compiled(model: Any, chosen: Options, example_inputs: Any) -> Any:
+def _compiled(model: Any, chosen: Options, example_inputs: Any, calibration: Any) -> Any:
     if isinstance(model, str):
         from elidir.cache import compile_named
 
-        return compile_named(model, chosen)
+        return compile_named(model, chosen, calibration=calibration)
     if isinstance(model, Compiled):
         raise ElidirError("this is compiled already; give elidir.compile the model that it was")
     if isinstance(model, type):
-        return _class_maker(model, chosen)
+        return _class_maker(model, chosen, calibration)
     if not callable(model):
         raise ElidirError(f"cannot compile {model!r:.40}; give a module or a function")
-    return Compiled(model, chosen, example_inputs)
+    return Compiled(model, chosen, example_inputs, calibration=calibration)
 
 
 def check_options(
@@ -96,13 +100,13 @@ def check_options(
     return Options(target, pipeline, check_backends(backend), _dtype(dtype), dynamic, static)
 
 
-def _class_maker(cls: type, options: Options) -> Callable[..., Compiled]:
+def _class_maker(cls: type, options: Options, calibration: Any) -> Callable[..., Compiled]:
     if not issubclass(cls, torch.nn.Module):
         raise ElidirError(f"cannot compile the class {cls.__name__}; give a subclass of nn.Module")
 
     @functools.wraps(cls, updated=())
     def make(*args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(cls(*args, **kwargs).eval(), options)
+        return Compiled(cls(*args, **kwargs).eval(), options, calibration=calibration)
 
     return make
 

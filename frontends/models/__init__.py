@@ -15,6 +15,15 @@ from elidir.frontends.untouched import is_hugging_face
 
 if TYPE_CHECKING:
     from elidir.frontends.artifact import Artifact, is_artifact, read_artifact, write_artifact
+    from elidir.frontends.calibration import (
+        CalibrationError,
+        Network,
+        Observations,
+        calibrate,
+        fingerprint,
+        read_observations,
+        write_observations,
+    )
     from elidir.frontends.culprit import Finding, find_culprit
     from elidir.frontends.evaluation import (
         Asking,
@@ -57,6 +66,7 @@ __all__ = [
     "ArtifactError",
     "Asking",
     "Bound",
+    "CalibrationError",
     "Capture",
     "CaptureError",
     "Difference",
@@ -73,7 +83,9 @@ __all__ = [
     "LoadError",
     "Loaded",
     "Needle",
+    "Network",
     "Numerics",
+    "Observations",
     "Options",
     "Oracle",
     "Passkey",
@@ -88,12 +100,14 @@ __all__ = [
     "Tokenizer",
     "argument_leaves",
     "build",
+    "calibrate",
     "capture",
     "check_bounds",
     "check_length",
     "check_static",
     "dequantize",
     "find_culprit",
+    "fingerprint",
     "is_artifact",
     "is_hugging_face",
     "load",
@@ -105,6 +119,7 @@ __all__ = [
     "read_artifact",
     "read_bounds",
     "read_gguf",
+    "read_observations",
     "read_text",
     "runs_in",
     "source_files",
@@ -112,10 +127,15 @@ __all__ = [
     "tasks",
     "token_windows",
     "write_artifact",
+    "write_observations",
 ]
 
 _MODULES = {
     "artifact": "Artifact is_artifact read_artifact write_artifact",
+    "calibration": (
+        "CalibrationError Network Observations calibrate fingerprint read_observations "
+        "write_observations"
+    ),
     "culprit": "Finding find_culprit",
     "evaluation": (
         "Asking Bound Estimate Evaluation EvaluationError Feeding Harness Hotpot Needle Passkey "

@@ -117,6 +117,9 @@ def build(
     options: Options,
     example_inputs: Any = None,
     storages: Mapping[str, Any] | None = None,
+    *,
+    calibration: Any = None,
+    tokenizer: Any = None,
 ) -> Program:
     """Compile a model.
 
@@ -125,30 +128,44 @@ def build(
         options: see `Options`.
         example_inputs: inputs of one usual call; models of transformers need none.
         storages: by parameter name, weights in the format they were stored in.
+        calibration: data for passes that need some: texts, token ids, calls, or a file of
+            observations; see `elidir.frontends.calibration`.
+        tokenizer: for texts.
     """
+    from elidir.frontends.calibration import Network, observations_for
     from elidir.frontends.capture import capture
     from elidir.frontends.raising import raise_capture
     from elidir.frontends.sources import weight_sources
 
     pipeline = framed(options.pipeline)
-    started = time.perf_counter()
-    captured = capture(model, example_inputs, dynamic=options.dynamic, static=options.static)
-    seconds = {"capture": time.perf_counter() - started}
-    started = time.perf_counter()
-    raised = raise_capture(captured, _name(model))
-    seconds["raise"] = time.perf_counter() - started
-    started = time.perf_counter()
-    sources, entries = weight_sources(raised, storages or {})
-    module = replace(raised.module, weights=entries)
-    seconds["hash weights"] = time.perf_counter() - started
-    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with _clock(seconds, "capture"):
+        captured = capture(model, example_inputs, dynamic=options.dynamic, static=options.static)
+    with _clock(seconds, "raise"):
+        raised = raise_capture(captured, _name(model))
+    with _clock(seconds, "hash weights"):
+        sources, entries = weight_sources(raised, storages or {})
+    module, store = replace(raised.module, weights=entries), WeightStore(sources)
+    network = Network(module, store, raised.inputs, tokenizer, options.backends)
+    with _clock(seconds, "calibrate"):
+        observed = observations_for(pipeline, network, calibration)
     history = History()
-    result = pipeline.run(module, instruments=[Verify(), history], target=options.target)
-    seconds["passes"] = time.perf_counter() - started
+    watching, found = [Verify(), history], observed.found
+    with _clock(seconds, "passes"):
+        result = pipeline.run(
+            module, instruments=watching, target=options.target, observations=found
+        )
     face = face_of(model, captured, raised.inputs)
-    rows, store = tuple(history.rows), WeightStore(sources)
-    remarks = (*captured.remarks, *_not_applied(model))
+    rows = tuple(history.rows)
+    remarks = (*captured.remarks, *observed.remarks, *_not_applied(model))
     return Program(module, result.module, store, face, options, result, rows, remarks, seconds)
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
 
 
 def _name(model: Any) -> str:

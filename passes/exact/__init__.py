@@ -11,6 +11,7 @@ from elidir.passes.exact.fold_constants import FoldConstants
 from elidir.passes.exact.fuse_add_norm import FuseAddNorm
 from elidir.passes.exact.fuse_gated_ffn import FuseGatedFfn
 from elidir.passes.exact.fuse_projections import FuseProjections
+from elidir.passes.exact.fuse_quantize import FuseQuantize
 
 __all__ = [
     "Canonicalize",
@@ -20,4 +21,5 @@ __all__ = [
     "FuseAddNorm",
     "FuseGatedFfn",
     "FuseProjections",
+    "FuseQuantize",
 ]

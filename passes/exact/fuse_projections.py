@@ -4,9 +4,10 @@ One product with the weights on top of each other reads its input once and is on
 stacked weight is a derived entry of the table, so no data moves here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from elidir.ir import Builder, Linear, LinearSplit, Module, Op, Tensor, Value, Weight
+from elidir.ir import Builder, Linear, LinearSplit, Module, Op, Rule, Tensor, Value, Weight
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.exact.common import joined
 from elidir.passes.registry import register
@@ -32,20 +33,27 @@ class FuseProjections(Pass):
 
     def run(self, module: Module, cx: Context) -> PassResult:
         """Fuse at the first linear of each group."""
+        return cx.result(cx.rewrite(module, projections_rule(lambda op: True, cx.missed)))
 
-        def rule(op: Op, b: Builder) -> tuple[Value, ...] | None:
-            if not isinstance(op, Linear):
-                return None
-            linears = [o for o in b.siblings(op, Linear) if isinstance(o, Linear)]
-            group = [o for o in linears if _alike(o, op)]
-            if len(linears) > len(group) == 1:
-                cx.missed(op, "no other linear of this input is like it in bias and dtype")
-            # The first of a group stands for all; the others are gone when the walk comes to them.
-            if len(group) < 2 or group[0].weight != op.weight:
-                return None
-            return _fuse(op.x, group, b)
 
-        return cx.result(cx.rewrite(module, rule))
+def projections_rule(
+    wanted: Callable[[Op], bool], missed: Callable[[Op, str], None] = lambda op, reason: None
+) -> Rule:
+    """Return the rule that fuses the linears that are wanted; it tells `missed` of one left out."""
+
+    def rule(op: Op, b: Builder) -> tuple[Value, ...] | None:
+        if not isinstance(op, Linear) or not wanted(op):
+            return None
+        linears = [o for o in b.siblings(op, Linear) if isinstance(o, Linear) and wanted(o)]
+        group = [o for o in linears if _alike(o, op)]
+        if len(linears) > len(group) == 1:
+            missed(op, "no other linear of this input is like it in bias and dtype")
+        # The first of a group stands for all; the others are gone when the walk comes to them.
+        if len(group) < 2 or group[0].weight != op.weight:
+            return None
+        return _fuse(op.x, group, b)
+
+    return rule
 
 
 def _alike(a: Linear, b: Linear) -> bool:

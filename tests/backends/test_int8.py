@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elidir.backends import backend
-from elidir.backends.cpu.native.quantize import Rows, rotate
+from elidir.backends.cpu.native.rows import Rows
 from elidir.backends.reference import UNARY, ZERO_POINT
 from elidir.ir import DType, LinearInt8, QuantizeGated
 from tests.backends.bench import Bench
@@ -55,19 +55,6 @@ def test_an_empty_batch_has_an_empty_grid() -> None:
 def test_values_beyond_the_grid_are_clamped_and_no_number_is_its_middle() -> None:
     x = torch.tensor([[1e9, -1e9, float("inf"), -float("inf"), float("nan"), 0.5, 1.5, -0.0]])
     assert Rows("plain", 1.0)(x).tolist() == [[255, 0, 255, 0, 128, 128, 130, 128]]
-
-
-@few
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), st.booleans())
-def test_heads_are_turned_as_they_lie(
-    batch: int, heads: int, tokens: int, half: int, shared: bool
-) -> None:
-    x = torch.randn(batch, tokens, heads, 2 * half).transpose(1, 2)
-    angles = torch.randn(1 if shared else batch, tokens, half)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    a, b = x.chunk(2, -1)
-    wanted = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), wanted)
 
 
 def test_a_gate_without_a_kernel_falls_apart_and_gives_the_same() -> None:

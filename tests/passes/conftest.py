@@ -13,6 +13,7 @@ import pytest
 
 from elidir.ir import format_module, parse_module
 from elidir.passes import read_reproducer
+from tests.passes.observing import observed
 
 LINE = "// ----\n"
 
@@ -65,9 +66,12 @@ class GoldenError(Exception):
 def outcome(before: str) -> str:
     """Return the text and remarks of a run, having checked that running again changes nothing."""
     pipeline, module = read_reproducer(before)
-    result = pipeline.run(module)
+    seen = observed(module)
+    result = pipeline.run(module, observations=seen)
     text = format_module(result.module)
     assert format_module(parse_module(text)) == text
     if result.module.stage is module.stage:  # else it cannot run again
-        assert pipeline.run(result.module).module is result.module, "running again changes it"
+        assert pipeline.run(result.module, observations=seen).module is result.module, (
+            "running again changes it"
+        )
     return text + "".join(f"// remarks: {remark}\n" for remark in result.remarks)

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from elidir.cli import bisecting, compiling, evaluating, explaining, lists, opt, reporting, running
+from elidir.cli import (
+    bisecting,
+    calibrating,
+    compiling,
+    evaluating,
+    explaining,
+    lists,
+    opt,
+    reporting,
+    running,
+)
 
 app = typer.Typer(
     name="elidir",
@@ -29,6 +39,7 @@ app.command()(evaluating.eval)
 app.command()(evaluating.verify)
 app.command()(opt.opt)
 app.command()(bisecting.bisect)
+app.command()(calibrating.calibrate)
 app.command()(lists.passes)
 app.command()(lists.targets)
 app.command()(lists.backends)

@@ -19,6 +19,7 @@ def compile(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
+    calibration: opts.Calibration = None,
     json: opts.Json = False,
 ) -> None:
     """Compile a model and save it to a folder; a saved model that is there is replaced."""
@@ -26,7 +27,7 @@ def compile(
     from elidir.cache import compile_named
 
     with output.progress() as notify:
-        compiled = compile_named(model, chosen, notify)
+        compiled = compile_named(model, chosen, notify, calibration=calibration)
         notify(f"saving to {out}")
         sha = compiled.save(out)
     data = _data(model, out, sha, compiled)

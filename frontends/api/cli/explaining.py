@@ -18,6 +18,7 @@ def explain(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
+    calibration: opts.Calibration = None,
     ir: Annotated[bool, typer.Option("--ir", help="Print the program as well.")] = False,
     json: opts.Json = False,
 ) -> None:
@@ -26,7 +27,7 @@ def explain(
     from elidir.cache import compile_named
 
     with output.progress() as notify:
-        compiled = compile_named(model, chosen, notify)
+        compiled = compile_named(model, chosen, notify, calibration=calibration)
         notify("preparing weights")
         compiled.prepare()
     if json:

@@ -4,6 +4,7 @@ Each is checked by the part of elidir that it is for; nothing here knows a model
 imported before a verb runs.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,13 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Floats of the program, such as bfloat16.", show_default="the model's"),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="A text file, or a .safetensors of `elidir calibrate`, for passes that need data.",
+        show_default="a bundled text",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -35,8 +43,6 @@ def split_names(text: str) -> tuple[str, ...]:
 
 def pipeline_of(text: str) -> Any:
     """Return what a pipeline option names: a YAML file, else the text itself."""
-    from pathlib import Path
-
     return Path(text) if text.endswith((".yaml", ".yml")) else text
 
 

@@ -24,6 +24,7 @@ def run(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
+    calibration: opts.Calibration = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Tokens to make at most.", show_default=str(USUAL_LENGTH))
     ] = None,
@@ -46,7 +47,7 @@ def run(
     request = _request(max_new_tokens, sampling)
     chosen = _checked(prompt, request, pipeline, target, backend, dtype)
     with output.progress() as notify:
-        compiled = _compiled(model, prompt, max_new_tokens, chosen, notify)
+        compiled = _compiled(model, prompt, max_new_tokens, chosen, calibration, notify)
         ids = _encode(compiled, prompt, chat)
     request.setdefault("max_new_tokens", _room(compiled, len(ids)))
     streamer = _Streamer(compiled.tokenizer.stream(), len(ids), silent=json)
@@ -84,7 +85,9 @@ def _checked(prompt: str, request: dict[str, Any], *named: Any) -> Any:
     return chosen
 
 
-def _compiled(model: str, prompt: str, new: int | None, chosen: Any, notify: Any) -> Any:
+def _compiled(
+    model: str, prompt: str, new: int | None, chosen: Any, calibration: Path | None, notify: Any
+) -> Any:
     """Return the compiled model, with a tokenizer, and ready to run."""
     from elidir.cache import compile_named
     from elidir.frontends import check_length, is_artifact
@@ -92,7 +95,7 @@ def _compiled(model: str, prompt: str, new: int | None, chosen: Any, notify: Any
 
     if not is_artifact(Path(model).expanduser()):
         check_length(model, prompt, new)
-    compiled = compile_named(model, chosen, notify)
+    compiled = compile_named(model, chosen, notify, calibration=calibration)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {model} has no tokenizer that reads text; use it from Python")
     for remark in compiled.program.remarks:

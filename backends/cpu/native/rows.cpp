@@ -220,52 +220,6 @@ void run(Job& job) {
     GOMP_parallel(body<T>, &job, 0, 0);
 }
 
-// x turned by the angles of its token: the halves of each head of `width` channels are the pairs.
-struct Turn {
-  const void *x, *cos, *sin;
-  void* out;
-  long batch, heads, tokens, width, stride_batch, stride_head, stride_token, table_batch;
-};
-
-template <class T>
-void turn(const Turn& t, long r) {
-  using Stored = typename T::Stored;
-  const long half = t.width / 2, token = r % t.tokens, b = r / t.tokens;
-  const long at = (b * t.table_batch + token) * half;
-  const Stored* cos = static_cast<const Stored*>(t.cos) + at;
-  const Stored* sin = static_cast<const Stored*>(t.sin) + at;
-  for (long h = 0; h < t.heads; ++h) {
-    const Stored* x = static_cast<const Stored*>(t.x) + b * t.stride_batch + h * t.stride_head +
-                      token * t.stride_token;
-    Stored* out = static_cast<Stored*>(t.out) + ((b * t.heads + h) * t.tokens + token) * t.width;
-    for (long i = 0; i < half; i += kLanes) {
-      const Floats c = part<T>(cos, i, half), s = part<T>(sin, i, half);
-      const Floats first = part<T>(x, i, half), second = part<T>(x + half, i, half);
-      put<T>(out, i, half, first * c - second * s);
-      put<T>(out + half, i, half, second * c + first * s);
-    }
-  }
-}
-
-template <class T>
-void turns(const Turn& t, long thread, long threads) {
-  const long rows = t.batch * t.tokens, end = rows * (thread + 1) / threads;
-  for (long r = rows * thread / threads; r < end; ++r) turn<T>(t, r);
-}
-
-template <class T>
-void turn_body(void* t) {
-  turns<T>(*static_cast<Turn*>(t), omp_get_thread_num(), omp_get_num_threads());
-}
-
-template <class T>
-void run_turn(Turn& t) {
-  if (t.batch * t.tokens * t.heads * t.width < kSmall)
-    turns<T>(t, 0, 1);
-  else
-    GOMP_parallel(turn_body<T>, &t, 0, 0);
-}
-
 }  // namespace
 
 extern "C" {
@@ -278,13 +232,5 @@ int elidir_quantize(int is_bf16, int kind, int act, const void* a, const void* b
           rows,  width, stride_a, stride_b, inverse, eps, kind, act, 0};
   is_bf16 ? run<BFloat16>(job) : run<Float32>(job);
   return job.failed;
-}
-
-void elidir_rope(int is_bf16, const void* x, const void* cos, const void* sin, void* out,
-                 long batch, long heads, long tokens, long width, long stride_batch,
-                 long stride_head, long stride_token, long table_batch) {
-  Turn t{x,     cos,   sin,          out,         batch,        heads,
-         tokens, width, stride_batch, stride_head, stride_token, table_batch};
-  is_bf16 ? run_turn<BFloat16>(t) : run_turn<Float32>(t);
 }
 }

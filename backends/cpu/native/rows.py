@@ -1,4 +1,4 @@
-"""The kernels of `quantize.cpp` as functions of tensors: rows to the int8 grid, and heads turned.
+"""The kernel of `rows.cpp` as a function of tensors: rows of floats to rows of the int8 grid.
 
 A `Rows` is made once for each op and holds what the kernel reads by address. Tensors are taken as
 they are if their last axis is dense and their rows lie evenly, as slices of a product do; any other
@@ -14,13 +14,12 @@ import torch
 from elidir.backends.cpu.native import load
 from elidir.backends.protocol import Answer, BackendError, No, Yes
 
-SOURCE = Path(__file__).with_name("quantize.cpp")
+SOURCE = Path(__file__).with_name("rows.cpp")
 KINDS = ("plain", "norm", "add_norm", "gated")
 ACTS = ("silu", "gelu_tanh", "relu")
 
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _QUANTIZE = (_I, _I, _I, *(_P,) * 7, *(_L,) * 5, _F, _F)
-_ROPE = (_I, *(_P,) * 4, *(_L,) * 8)
 
 
 def available() -> Answer:
@@ -33,7 +32,7 @@ def available() -> Answer:
 def _library() -> "ctypes.CDLL | str":
     library = load(SOURCE)
     if not isinstance(library, str):
-        library.elidir_quantize.argtypes, library.elidir_rope.argtypes = _QUANTIZE, _ROPE
+        library.elidir_quantize.argtypes = _QUANTIZE
     return library
 
 
@@ -90,20 +89,6 @@ class Rows:
             raise BackendError("no memory is left for a row of values; free some")
         made = tuple(t for t in (total, grid, apart) if t is not None)
         return made if len(made) > 1 else grid
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return x [B, H, T, D] with its halves turned by tables [B or 1, T, D/2], contiguous."""
-    batch, heads, tokens, width = x.shape
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    cos, sin = cos.contiguous(), sin.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype)
-    sizes = (batch, heads, tokens, width, x.stride(0), x.stride(1), x.stride(2))
-    table = tokens if cos.shape[0] > 1 else 0
-    addresses = map(_address, (x, cos, sin, out))
-    _loaded().elidir_rope(_is_bf16(x), *addresses, *sizes, table)
-    return out
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:

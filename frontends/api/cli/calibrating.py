@@ -1,0 +1,42 @@
+"""`elidir calibrate`: what passes need to know of a model's values, recorded on a text file.
+
+The file that it writes is what `--calibration` takes, and `elidir.compile(calibration=Path(..))`.
+What is wrong with the text is said before the model is loaded.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elidir.cli import options as opts
+from elidir.cli import output
+
+
+def calibrate(
+    model: opts.Model,
+    text: Annotated[Path, typer.Argument(help="A text file in UTF-8.", show_default=False)],
+    out: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    backend: opts.Backend = "cpu",
+    json: opts.Json = False,
+) -> None:
+    """Record what passes need to know, on a text; compile with --calibration FILE."""
+    from elidir.frontends import read_text, write_observations
+
+    read_text(text)
+    chosen = opts.compile_options("", "cpu", backend, None)
+    from elidir.cache import compile_named
+    from elidir.frontends import Network, calibrate
+
+    with output.progress() as notify:
+        compiled = compile_named(model, chosen, notify)
+        notify("calibrating")
+        program = compiled.program
+        inputs, tokenizer = program.face.inputs, compiled.tokenizer
+        network = Network(program.raised, program.store, inputs, tokenizer, chosen.backends)
+        made = calibrate(network, text)
+    write_observations(made, out)
+    source = made.provenance
+    if json:
+        return output.say_json({"path": str(out), **vars(source), "observations": [*made.found]})
+    return output.say(f"{out}: {', '.join(made.found)} of {source.tokens:,} tokens")

@@ -1,0 +1,146 @@
+"""Running a network over calibration data, with recorders on its values.
+
+`observations_for` is what compiling asks: what a pipeline needs, from the data that the user gave,
+from a file of observations, or from the bundled text. `calibrate` records all that can be recorded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from elidir.backends import Instruction, Watch, Weights, WeightStore, lower
+from elidir.frontends.calibration.errors import CalibrationError
+from elidir.frontends.calibration.feeds import Feeds, bundled_text, make_feeds
+from elidir.frontends.calibration.observations import (
+    Observations,
+    Provenance,
+    read_observations,
+)
+from elidir.frontends.calibration.recorders import RECORDERS, Recorder
+from elidir.ir import Module, nearest
+from elidir.passes import CLEAN_UP, Pipeline
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A raised module with its weights, and what it reads.
+
+    Args:
+        module: the module as raised.
+        store: its weights.
+        inputs: for each parameter of `@forward` the model's own input, "" for none.
+        tokenizer: makes token ids of text; None for a model without one.
+        backends: what runs.
+    """
+
+    module: Module
+    store: WeightStore
+    inputs: tuple[str, ...]
+    tokenizer: Any = None
+    backends: tuple[str, ...] = ("cpu",)
+
+    @cached_property
+    def clean(self) -> Module:
+        """The module as pipelines clean it up, whose weights have the names that passes see."""
+        return Pipeline.parse(CLEAN_UP).run(self.module).module
+
+    def feeds(self, data: Any) -> Feeds:
+        """Return calibration data as inputs of the network."""
+        params = self.module["forward"].region.params
+        return make_feeds(
+            data, params, self.inputs, tokenizer=self.tokenizer, positions=self._positions
+        )
+
+    @property
+    def _positions(self) -> int | None:
+        """Tokens that one call may have at most; None for any number."""
+        length = self.module["forward"].region.params[0].type.dims[1:2]
+        if length and isinstance(length[0], int):
+            return length[0]
+        bounds = [self.module.symbols[str(d)].hi for d in length if str(d) in self.module.symbols]
+        return bounds[0] if bounds else None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was observed for a pipeline, by name, and what is to be said about it."""
+
+    found: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+def observations_for(pipeline: Pipeline, network: Network, data: Any = None) -> Observed:
+    """Return what the passes of a pipeline need.
+
+    Args:
+        pipeline: whose passes need data, or do not.
+        network: that is observed.
+        data: see `make_feeds`; or the `Path` of a file of observations, which ends in
+            .safetensors; or `Observations`. None takes the bundled text.
+
+    Raises:
+        ElidirError: the data cannot be used, or the observations are of another network.
+    """
+    needs = tuple(dict.fromkeys(name for step in pipeline.passes() for name in step.needed()))
+    if not needs:
+        return Observed()
+    if isinstance(data, Path) and data.suffix == ".safetensors":
+        data = read_observations(data)
+    if isinstance(data, Observations):
+        data.check(network.module, needs)
+        return Observed(data.found, (_said(data, "given observations of"),))
+    if data is not None:
+        made = observe(network, network.feeds(data), needs)
+        return Observed(made.found, (_said(made, "calibrated on"),))
+    made = observe(network, _bundled(network, needs), needs)
+    return Observed(made.found, (_said(made, "calibrated on the bundled text,"),))
+
+
+def _said(made: Observations, how: str) -> str:
+    return f"{how} {made.provenance.tokens:,} tokens (hash {made.provenance.data})"
+
+
+def _bundled(network: Network, needs: tuple[str, ...]) -> Feeds:
+    names = [p.name for p in network.module["forward"].region.params]
+    if network.tokenizer is None or names != ["ids", "valid", "pos"]:
+        raise CalibrationError(
+            f"the pipeline needs {', '.join(needs)}, which are recorded on data; give "
+            "calibration= token ids, or a list of dicts with the inputs of some usual calls"
+        )
+    return network.feeds(bundled_text())
+
+
+def calibrate(network: Network, data: Any) -> Observations:
+    """Return all that can be observed of a network over some data."""
+    return observe(network, network.feeds(data), tuple(RECORDERS))
+
+
+def observe(network: Network, feeds: Feeds, needs: Sequence[str]) -> Observations:
+    """Run a network over calibration data and return what recorders saw.
+
+    Raises:
+        ElidirError: nothing records what is needed, or weights or values are no numbers.
+    """
+    for name in needs:
+        if name not in RECORDERS:
+            raise CalibrationError(f"nothing records '{name}'{nearest(name, RECORDERS)}")
+    recorders = {name: RECORDERS[name]() for name in needs}
+    clean = network.clean
+    program = lower(clean["forward"], clean, network.store, network.backends)
+    watch = _watching(tuple(recorders.values()))
+    for call in feeds.calls:
+        program.watched(watch, *call)
+    weights = Weights(network.store, clean.weights)
+    found = {name: r.observation(weights) for name, r in recorders.items()}
+    return Observations(found, Provenance.of(network.module, feeds.sha, feeds.tokens))
+
+
+def _watching(recorders: tuple[Recorder, ...]) -> Watch:
+    def watch(instruction: Instruction, arguments: list[Any], found: Any) -> None:
+        for each in recorders:
+            if each.wants(instruction.op):
+                each.see(instruction, arguments, found)
+
+    return watch
