@@ -27,6 +27,7 @@ from elidir.frontends import (
     runs_in,
 )
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
+from elidir.whole import decoder_forward, pair_forward
 
 _REQUEST = ("batch", "prompt", "new", "context", "dtype")
 
@@ -121,7 +122,7 @@ class Compiled:
             "defaults": program.face.defaults,
         }
         if names[:3] == ["ids", "valid", "pos"] and "decoder_input_ids" in names:
-            return encoder_decoder(_paired(program), **limits)
+            return encoder_decoder(pair_forward(program), **limits)
         if names != ["ids", "valid", "pos"]:
             raise ElidirError(
                 f"the model reads {', '.join(names)}, not token ids alone, so it cannot generate; "
@@ -129,7 +130,7 @@ class Compiled:
             )
         face = program.face  # a model that is told of padding alone gives it positions
         counts = bool(face.inputs[1]) and "position_ids" not in face.signature
-        return decoder_only(program.step, _whole(program), padding_counts=counts, **limits)
+        return decoder_only(program.step, decoder_forward(program), padding_counts=counts, **limits)
 
     def prepare(self) -> None:
         """Rearrange the weights for what generation runs, which otherwise happens at first use."""
@@ -238,46 +239,3 @@ def _is_hugging_face(model: Any) -> bool:
 def _stored_bytes(entry: Entry) -> int:
     count, bits = product(entry.type.dims), bits_per_weight(entry.format or entry.type.dtype.value)
     return int(count * bits) // 8
-
-
-# ---- generation
-
-
-def _whole(program: Program) -> Any:
-    """Return `@forward` as generation calls it, whatever sizes it was captured with.
-
-    A program of fixed sizes is run row by row on a sequence that is padded behind, at positions
-    behind: no token sees what comes after it, so its logits are those of the sequence alone.
-    """
-    batch, length = program.module["forward"].region.params[0].type.dims
-    if not isinstance(length, int):
-        return lambda *inputs: program.forward(*inputs)
-
-    def forward(ids: torch.Tensor, valid: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-        missing = length - ids.shape[1]
-        padded = [torch.nn.functional.pad(x, (0, missing)) for x in (ids, valid, pos)]
-        padded[1][:, ids.shape[1] :] = True
-        padded[2][:, ids.shape[1] :] = torch.arange(ids.shape[1], length)
-        step = batch if isinstance(batch, int) else ids.shape[0]
-        parts = [
-            program.forward(*(x[i : i + step] for x in padded))[0] for i in range(0, len(ids), step)
-        ]
-        return torch.cat(parts)[:, : ids.shape[1]]
-
-    return forward
-
-
-def _paired(program: Program) -> Any:
-    """Return an encoder-decoder's forward as generation calls it."""
-    params = [p.name for p in program.module["forward"].region.params]
-
-    def forward(
-        ids: Any, valid: Any, decoder_ids: Any, decoder_valid: Any, pos: Any
-    ) -> torch.Tensor:
-        slots = torch.arange(ids.shape[1]).expand(ids.shape)
-        known = {"ids": ids, "valid": valid, "pos": slots, "decoder_input_ids": decoder_ids}
-        known["decoder_attention_mask"] = decoder_valid.long()
-        flat: torch.Tensor = program.forward(*(known[p] for p in params))[0]
-        return flat
-
-    return forward

@@ -6,10 +6,12 @@ This is the way of models that export with no other length, so it must hold for 
 import pytest
 import torch
 
+import elidir
 from elidir.frontends.capture import capture
 from elidir.frontends.raising import raise_capture
+from elidir.ir import ElidirError
 from tests.frontends.families import Family, arguments, at_valid, eager
-from tests.zoo import NAMED, OTHERS
+from tests.zoo import NAMED, OTHERS, tokens
 
 CASES = [
     *(("llama", 1, 12), ("llama", 2, 1), ("mistral", 1, 26), ("mistral", 2, 26), ("gpt2", 2, 5)),
@@ -30,3 +32,16 @@ def test_static_sizes_change_no_answer(name: str, batch: int, length: int) -> No
     found = known.forward(*arguments(known, inputs))[0]
     wanted = eager(model, inputs)[0]
     torch.testing.assert_close(at_valid(found, inputs), at_valid(wanted, inputs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba2", "bart"])
+def test_generation_at_fixed_sizes(name: str) -> None:
+    model = (NAMED | OTHERS)[name].factory()
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    fast = elidir.compile(model, static=(2, 12))
+    for rows in (1, 2, 3):
+        wanted = model.generate(tokens(rows, 7), **options)
+        assert torch.equal(fast.generate(tokens(rows, 7), eos_token_id=[], **options), wanted)
+    with pytest.raises(ElidirError, match="shorten"):
+        fast.generate(tokens(1, 14), **options)
