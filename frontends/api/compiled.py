@@ -165,7 +165,7 @@ class Compiled:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Seconds of each stage so far, and bytes: weights as stored, and as they run."""
+        """Seconds of each stage so far, how many weights are stored, and their bytes."""
         program = self.program
         entries = [e for e in program.module.weights.values() if e.expr is None]
         return {
