@@ -52,7 +52,8 @@ def compile(
             calibrate` wrote. A named language model has a bundled text of 2,560 tokens.
         quality: bounds such as "kl<=0.02, top1>=0.9", measured on `quality_texts` beside the
             original; a pipeline that misses one is refused, with the figures.
-        quality_texts: a text, a `Path` or token ids, or several of them.
+        quality_texts: a text, a `Path` or token ids, or several of them; None takes the texts of
+            calibration, though a pass that saw a text in calibration does better on it.
         disable: give the model back uncompiled, as torch.compile does.
 
     Returns `Compiled`; for a Module class, what makes compiled instances of it. Raises
@@ -65,7 +66,7 @@ def compile(
     if disable:
         return model
     chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
-    demand = Demand.of(quality, quality_texts, model)
+    demand = Demand.of(quality, quality_texts, model, calibration)
     return demand.check(_compiled(model, chosen, example_inputs, calibration))
 
 

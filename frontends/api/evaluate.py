@@ -4,8 +4,9 @@ The original is the lossless form of the same program over the same weights, so 
 is loaded. What is measured, and how, is in `elidir.frontends.evaluation`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from elidir.frontends import (
     read_bounds,
     task_of,
 )
+from elidir.frontends.calibration import Observations, bundled_text
 from elidir.passes import framed
 
 
@@ -84,8 +86,11 @@ class Demand:
     texts: Any = None
 
     @classmethod
-    def of(cls, wanted: str | None, texts: Any, model: Any) -> "Demand":
-        """Return what was asked for; raises `ElidirError` before any long work if it is wrong."""
+    def of(cls, wanted: str | None, texts: Any, model: Any, calibration: Any = None) -> "Demand":
+        """Return what was asked for; raises `ElidirError` before any long work if it is wrong.
+
+        Without texts it is measured on those of calibration, else on the bundled one.
+        """
         if wanted is None:
             return cls()
         bounds = read_bounds(wanted)
@@ -93,9 +98,7 @@ class Demand:
             raise EvaluationError(
                 "quality= is measured on a language model; give elidir.compile its name or object"
             )
-        if texts is None:
-            raise EvaluationError("quality= needs text to measure on; give quality_texts=")
-        return cls(bounds, texts)
+        return cls(bounds, _calibrated_on(model, calibration) if texts is None else texts)
 
     def check(self, made: Any) -> Any:
         """Return what was compiled; raises `QualityError` with the figures if it is not so good."""
@@ -104,3 +107,15 @@ class Demand:
             what = f"the pipeline {framed(made.program.options.pipeline)}"
             check_bounds(self.bounds, found.metrics, what, found)
         return made
+
+
+def _calibrated_on(model: Any, calibration: Any) -> Any:
+    """Return the texts of calibration; observations and calls of a model are none."""
+    first = calibration[0] if isinstance(calibration, list | tuple) and calibration else calibration
+    observed = isinstance(first, Observations | Mapping)
+    file = isinstance(first, Path) and first.suffix == ".safetensors"
+    if calibration is not None and not observed and not file:
+        return calibration
+    if isinstance(model, str):
+        return bundled_text()
+    raise EvaluationError("quality= needs text to measure on; give quality_texts=")

@@ -1,12 +1,17 @@
 """Bounds: what they read, what they refuse before any work, and what a missed one says."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 import elidir
+from elidir.evaluate import Demand
 from elidir.frontends import Bound, Estimate, Quality, QualityError, check_bounds, read_bounds
+from elidir.frontends.calibration import bundled_text
 from elidir.ir import ElidirError
-from tests.evaluation.models import Flatten, model, text
+from tests.evaluation.models import Flatten, flattened, model, text
 from tests.zoo import NAMED
 
 
@@ -77,15 +82,33 @@ def test_compile_refuses_with_figures_what_is_not() -> None:
     assert e.value.measured.kl.value > 0.001
 
 
+def test_it_is_measured_on_the_calibration_text_if_on_no_other() -> None:
+    with pytest.raises(QualityError) as e:
+        elidir.compile(model(), pipeline=[Flatten()], quality="kl<=0", calibration=text())
+    wanted = flattened().quality(text(), most=8)
+    assert e.value.measured.by_window == wanted.by_window
+
+
+def test_a_named_model_is_measured_on_the_bundled_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elidir.cache.compile_named", lambda *args, **options: None)
+    seen = []
+    monkeypatch.setattr(Demand, "check", lambda self, made: seen.append(self.texts))
+    elidir.compile("smollm2", quality="kl<=0.1")
+    elidir.compile("smollm2", quality="kl<=0.1", calibration=Path("seen.safetensors"))
+    elidir.compile("smollm2", quality="kl<=0.1", calibration=["given"])
+    assert seen == [bundled_text(), bundled_text(), ["given"]]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"quality": "kld<=0.1", "quality_texts": "x"}, "did you mean 'kl'"),
         ({"quality": "kl<=0.1"}, "give quality_texts="),
+        ({"quality": "kl<=0.1", "calibration": [{"input_ids": [1]}]}, "give quality_texts="),
     ],
 )
 def test_compile_refuses_a_wrong_demand_before_it_captures(
-    options: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("elidir.compiler.Compiled", lambda *args: pytest.fail("captured"))
     with pytest.raises(ElidirError, match=says):

@@ -79,6 +79,7 @@ def eval(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
+    calibration: opts.Calibration = None,
     json: opts.Json = False,
 ) -> None:
     """Measure a compiled model beside the original: on text, and on tasks with known answers."""
@@ -91,7 +92,7 @@ def eval(
     bounds = _bounds(bound, names)
     fed = {"chunk": chunk, "singles": singles, "context": context}
     request = {**_request(window, windows, seed, fed), "chat": chat}
-    found = _evaluated(model, chosen, made, texts, request)
+    found = _evaluated((model, chosen, calibration), made, texts, request)
     _tell(found, bounds, {"model": model, "pipeline": pipeline}, json)
 
 
@@ -109,6 +110,7 @@ def verify(
     target: opts.Target = "cpu",
     backend: opts.Backend = "cpu",
     dtype: opts.Dtype = None,
+    calibration: opts.Calibration = None,
     json: opts.Json = False,
 ) -> None:
     """Compare a compiled model with the original on a text; exit code 1 if a bound is missed."""
@@ -118,7 +120,7 @@ def verify(
     request = _request(
         window, windows, seed, {"chunk": chunk, "singles": singles, "context": context}
     )
-    found = _evaluated(model, chosen, [], texts, request)
+    found = _evaluated((model, chosen, calibration), [], texts, request)
     _tell(found, bounds, {"model": model, "pipeline": pipeline, "text": str(text)}, json)
 
 
@@ -192,12 +194,17 @@ def _request(
 
 
 def _evaluated(
-    model: str, chosen: Any, tasks: "list[Task]", texts: Any, request: dict[str, Any]
+    subject: tuple[str, Any, Path | None],
+    tasks: "list[Task]",
+    texts: Any,
+    request: dict[str, Any],
 ) -> "Evaluation":
+    """Evaluate a model of a name, with the options and the calibration it is compiled with."""
     from elidir.cache import compile_named
 
+    model, chosen, calibration = subject
     with output.progress() as notify:
-        compiled = compile_named(model, chosen, notify)
+        compiled = compile_named(model, chosen, notify, calibration=calibration)
         notify("evaluating")
         return compiled.evaluate(tasks, texts, notify=notify, **request)
 
