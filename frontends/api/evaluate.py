@@ -104,8 +104,9 @@ class Demand:
         """Return what was compiled; raises `QualityError` with the figures if it is not so good."""
         if self.bounds:
             found = quality(made, self.texts, most=WINDOWS)
-            what = f"the pipeline {framed(made.program.options.pipeline)}"
-            check_bounds(self.bounds, found.metrics, what, found)
+            named = made.program.options.pipeline
+            what = named if isinstance(named, str) else str(framed(named))
+            check_bounds(self.bounds, found.metrics, f"the pipeline {what}", found)
         return made
 
 
