@@ -21,11 +21,12 @@ from benchmarks.protocol import Request
 from benchmarks.session import RESULTS, Session
 
 LENGTHS = (64, 256, 512, 1024, 1536)
-TOKENS = 32
+TOKENS = 16
 PEERS = (
     Entry("transformers_eager", "float32"),
     Entry("elidir_compiled", "float32"),
     Entry("elidir_compiled", "bfloat16"),
+    Entry("elidir_compiled", "q4_1"),
 )
 SMOLLM2 = {"layers": 30, "heads": 9, "kv_heads": 3, "width": 64}
 
@@ -104,7 +105,7 @@ def main() -> None:
         points += time_peer(session, gguf, args.repeats)
         session.close()
     points += [Point("attention alone", n, attention_alone(n, args.threads)) for n in LENGTHS]
-    Console(width=120).print(table(points))
+    Console(width=160).print(table(points))
     for name, reason in run.missing.items():
         print(f"{name} is missing: {reason}")
     path = RESULTS / "decode_scaling.json"

@@ -97,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stored", action="store_true", help="compile the file, not the model")
     options = parser.parse_args()
     loaded = load("smollm2")
-    fast = elidir.compile(loaded.model)
+    fast = elidir.compile("smollm2" if options.stored else loaded.model)
     exact = load("smollm2").model.double()
     text = loaded.tokenizer(" ".join(PROMPTS), return_tensors="pt").input_ids
     limit = noise(loaded.model, exact, text)

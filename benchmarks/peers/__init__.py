@@ -27,6 +27,7 @@ PEERS = (
     Entry("transformers_eager", "bfloat16"),
     Entry("elidir_compiled", "float32"),
     Entry("elidir_compiled", "bfloat16"),
+    Entry("elidir_compiled", "q4_1"),
     Entry("llama_cpp", "f32", ".venv-bench"),
     Entry("llama_cpp", "bf16", ".venv-bench"),
     Entry("llama_cpp", "q4_1", ".venv-bench"),
