@@ -116,7 +116,10 @@ void body(void* data) {
   for (int64_t i = 0; i < call.count; ++i) {
     if (!run(call, call.records[i], {thread, threads, call.taken + i})) call.failed->store(i);
     job.barrier.wait(threads);
-    if (call.failed->load(std::memory_order_relaxed) >= 0) return;
+    // A thread may be past the next record, and have failed there, while another is still here: all
+    // leave behind the record that failed, or one would wait for the others for ever.
+    const int64_t failed = call.failed->load(std::memory_order_relaxed);
+    if (failed >= 0 && failed <= i) return;
     if (!call.clock || thread != 0) continue;
     const int64_t after = now();
     call.clock[i] = after - before;
