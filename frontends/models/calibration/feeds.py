@@ -34,6 +34,25 @@ def bundled_text() -> str:
     return BUNDLED.read_text(encoding="utf-8")
 
 
+def bundled_data(tokenizer: Any, positions: int | None = None) -> str | torch.Tensor:
+    """Return the bundled text; as i64[W, T] for a tokenizer with a chat template.
+
+    Half of these windows open as a conversation: what stands first in a chat is not like what
+    stands first in a text, and a grid that never saw it cuts it off.
+    """
+    text = bundled_text()
+    if not getattr(tokenizer, "template", ""):
+        return text
+    window = min(USUAL_WINDOW, positions or USUAL_WINDOW)
+    plain = token_windows(text, window, tokenizer)
+    said = [part for part in text.split("\n\n") if part.strip()]
+    opened = [
+        (tokenizer.encode_chat(said[i % len(said)]) + row)[:window]
+        for i, row in enumerate(plain.tolist())
+    ]
+    return torch.cat([torch.tensor(opened), plain])
+
+
 def make_feeds(
     data: Any,
     params: Sequence[Value],

@@ -12,7 +12,7 @@ from typing import Any
 
 from elidir.backends import Instruction, Watch, Weights, WeightStore, lower
 from elidir.frontends.calibration.errors import CalibrationError
-from elidir.frontends.calibration.feeds import Feeds, bundled_text, make_feeds
+from elidir.frontends.calibration.feeds import Feeds, bundled_data, make_feeds
 from elidir.frontends.calibration.observations import (
     Observations,
     Provenance,
@@ -50,11 +50,11 @@ class Network:
         """Return calibration data as inputs of the network."""
         params = self.module["forward"].region.params
         return make_feeds(
-            data, params, self.inputs, tokenizer=self.tokenizer, positions=self._positions
+            data, params, self.inputs, tokenizer=self.tokenizer, positions=self.positions
         )
 
     @property
-    def _positions(self) -> int | None:
+    def positions(self) -> int | None:
         """Tokens that one call may have at most; None for any number."""
         length = self.module["forward"].region.params[0].type.dims[1:2]
         if length and isinstance(length[0], int):
@@ -109,7 +109,7 @@ def _bundled(network: Network, needs: tuple[str, ...]) -> Feeds:
             f"the pipeline needs {', '.join(needs)}, which are recorded on data; give "
             "calibration= token ids, or a list of dicts with the inputs of some usual calls"
         )
-    return network.feeds(bundled_text())
+    return network.feeds(bundled_data(network.tokenizer, network.positions))
 
 
 def calibrate(network: Network, data: Any) -> Observations:
