@@ -51,8 +51,7 @@ def compiled(options: str, **given: object) -> elidir.Compiled:
 def observed(calibration: list[str]) -> Path:
     """Return a file of what was seen on some texts, recorded once for all settings."""
     dense = elidir.compile(MODEL)
-    program, tokenizer = dense.program, dense.tokenizer
-    network = Network(program.raised, program.store, program.face.inputs, tokenizer)
+    network = Network.of(dense.program, dense.tokenizer)
     path = Path(tempfile.mkdtemp()) / "seen.safetensors"
     made = calibrate(network, calibration)
     write_observations(made, path)

@@ -126,6 +126,10 @@ class Pipeline:
         """Return the names of the passes."""
         return frozenset(p.name for p in self.passes())
 
+    def needed(self) -> tuple[str, ...]:
+        """Return the observations that its passes need, each once."""
+        return tuple(dict.fromkeys(name for step in self.passes() for name in step.needed()))
+
     def __add__(self, other: "Pipeline") -> "Pipeline":
         return Pipeline(self.steps + other.steps)
 

@@ -32,7 +32,7 @@ from elidir.frontends import (
     source_files,
     write_artifact,
 )
-from elidir.ir import cache_folder
+from elidir.ir import ElidirError, cache_folder
 from elidir.passes import framed
 from elidir.saving import load_for
 
@@ -63,6 +63,11 @@ def compile_named(
         ElidirError: there is no such model, or it cannot be compiled.
     """
     if is_artifact(Path(name).expanduser()):
+        if calibration is not None:
+            raise ElidirError(
+                f"{name} is compiled, with the calibration it was given; leave calibration out, or "
+                "compile the model again"
+            )
         notify(f"reading {name}")
         return load_for(name, options)
     files = source_files(name)

@@ -6,7 +6,7 @@ what it gives back is in `compiled.py`.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 
@@ -33,6 +33,7 @@ def compile(
     quality: str | None = None,
     quality_texts: Any = None,
     disable: bool = False,
+    **unknown: Never,
 ) -> Any:
     """Compile a model; it is given back as it was.
 
@@ -55,13 +56,16 @@ def compile(
         quality_texts: a text, a `Path` or token ids, or several of them; None takes the texts of
             calibration, though a pass that saw a text in calibration does better on it.
         disable: give the model back uncompiled, as torch.compile does.
+        unknown: none; a misspelt argument raises `ElidirError` with the nearest name.
 
     Returns `Compiled`; for a Module class, what makes compiled instances of it. Raises
     `ElidirError` for a wrong option (before any long work), a model that cannot be captured, or
     a bound that is missed (`QualityError`).
     """
+    options = {k: v for k, v in locals().items() if k not in ("model", "unknown")}
+    for name in unknown:
+        raise ElidirError(f"compile has no argument '{name}'{nearest(name, options)}")
     if model is None:
-        options = {k: v for k, v in locals().items() if k != "model"}
         return functools.partial(compile, **options)
     if disable:
         return model

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
         CalibrationError,
         Network,
         Observations,
+        Observed,
         calibrate,
         fingerprint,
+        observations_for,
         read_observations,
         write_observations,
     )
@@ -86,6 +88,7 @@ __all__ = [
     "Network",
     "Numerics",
     "Observations",
+    "Observed",
     "Options",
     "Oracle",
     "Passkey",
@@ -113,6 +116,7 @@ __all__ = [
     "load",
     "measure_program",
     "measure_quality",
+    "observations_for",
     "original_program",
     "raise_capture",
     "random_weights",
@@ -133,8 +137,8 @@ __all__ = [
 _MODULES = {
     "artifact": "Artifact is_artifact read_artifact write_artifact",
     "calibration": (
-        "CalibrationError Network Observations calibrate fingerprint read_observations "
-        "write_observations"
+        "CalibrationError Network Observations Observed calibrate fingerprint observations_for "
+        "read_observations write_observations"
     ),
     "culprit": "Finding find_culprit",
     "evaluation": (

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -24,6 +24,9 @@ from elidir.frontends.tensors import read_weights, write_weights
 from elidir.frontends.tokenizer import Tokenizer
 from elidir.ir import DType, ElidirError, Module, parse_module
 from elidir.passes import Applied, Missed, PipelineResult, Record, Remark, framed
+
+if TYPE_CHECKING:
+    from elidir.frontends.calibration import Provenance
 
 WEIGHTS, TOKENIZER, TARGET = "weights.safetensors", "tokenizer.json", "target.yaml"
 
@@ -107,6 +110,7 @@ def _described(program: Program, folder: Path) -> dict[str, Any]:
         "defaults": dict(face.defaults),
         "output": output_text(face),
         "remarks": program.remarks,
+        "calibration": program.calibration and asdict(program.calibration),
         "passes": [_record_data(r) for r in program.result.records],
         "seconds": program.seconds,
     }
@@ -183,7 +187,16 @@ def _read_program(folder: Path, data: dict[str, Any]) -> Program:
     store = WeightStore(read_weights(folder / WEIGHTS, data["blocks"]))
     options = _options(folder, data["compiled"])
     remarks = tuple(data["remarks"])
-    return Program(raised, module, store, face, options, result, history, remarks)
+    made = (face, options, result, history, remarks)
+    return Program(raised, module, store, *made, calibration=_provenance(data.get("calibration")))
+
+
+def _provenance(data: Mapping[str, Any] | None) -> "Provenance | None":
+    if data is None:
+        return None
+    from elidir.frontends.calibration import Provenance
+
+    return Provenance(**data)
 
 
 def _read_text(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from elidir.backends import Executable, WeightStore, lower
 from elidir.frontends.face import Face, face_of
 from elidir.ir import DType, Embed, Module
 from elidir.passes import History, PipelineResult, Verify, framed
+
+if TYPE_CHECKING:
+    from elidir.frontends.calibration import Provenance
 
 UNBOUNDED = 1 << 20
 
@@ -44,7 +47,10 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A compiled model: its modules, its weights, how it is called, and what was done to it."""
+    """A compiled model: its modules, its weights, how it is called, and what was done to it.
+
+    `calibration` is where the observations come from that its passes used, None if none did.
+    """
 
     raised: Module
     module: Module
@@ -55,6 +61,7 @@ class Program:
     history: Sequence[tuple[str, Module]]
     remarks: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    calibration: "Provenance | None" = None
 
     @cached_property
     def forward(self) -> Executable:
@@ -158,7 +165,8 @@ def build(
     face = face_of(model, captured, raised.inputs)
     rows = tuple(history.rows)
     remarks = (*captured.remarks, *observed.remarks, *_not_applied(model))
-    return Program(module, result.module, store, face, options, result, rows, remarks, seconds)
+    made = (face, options, result, rows, remarks, seconds, observed.provenance)
+    return Program(module, result.module, store, *made)
 
 
 @contextmanager

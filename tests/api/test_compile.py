@@ -186,3 +186,10 @@ def test_bad_prompts(fast: elidir.Compiled, ids: torch.Tensor, words: str) -> No
 def test_only_a_module_class_can_be_compiled() -> None:
     with pytest.raises(ElidirError, match="give a subclass"):
         elidir.compile(dict)
+
+
+def test_an_argument_that_compile_has_not_is_named_with_the_nearest() -> None:
+    with pytest.raises(ElidirError, match=r"no argument 'calibrate'; did you mean 'calibration'"):
+        elidir.compile(Doubler(), calibrate="text")
+    with pytest.raises(ElidirError, match=r"no argument 'passes'; known: backend, calibration, "):
+        elidir.compile(passes="cse")

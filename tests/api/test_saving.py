@@ -190,6 +190,23 @@ def test_how_it_was_compiled_goes_along(tmp_path: Path) -> None:
         elidir.load(tmp_path / "model", backend="cpuu")
 
 
+def test_where_its_calibration_comes_from_goes_along(tmp_path: Path) -> None:
+    ids = torch.randint(4, 100, (2, 16), generator=torch.Generator().manual_seed(0))
+    pipeline = "lossless, extract-outliers{fraction=0.2 force=true}"
+    fast = elidir.compile(LLAMA.factory(), pipeline=pipeline, calibration=ids)
+    made = reloaded(fast, tmp_path / "model")
+    source = fast.program.calibration
+    assert source.tokens == 32
+    assert made.program.calibration == source
+    assert f"calibrated on {source}" in made.explain()
+    data = json.loads((tmp_path / "model" / "elidir.json").read_text())
+    assert data["calibration"] == vars(source)
+    plain = reloaded(elidir.compile(LLAMA.factory()), tmp_path / "plain")
+    assert plain.program.calibration is None
+    with pytest.raises(ElidirError, match="with the calibration it was given; leave calibration"):
+        elidir.compile(str(tmp_path / "model"), calibration=ids)
+
+
 def fast_report(made: elidir.Compiled) -> str:
     """The report on the target that the model was compiled for, named by hand."""
     return made.report([made.program.options.target]).to_json()

@@ -1,5 +1,6 @@
 """Calibration: what is recorded, files and where they come from, and data that cannot be used."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def test_what_is_recorded_is_what_went_in(known: Network, made: Observations) ->
     outputs = [layer(x).detach().square().sum(-1).median().item() for x in seen]
     assert found.output_power == pytest.approx(np.mean(outputs), rel=1e-4)
     assert 0 < found.share <= 1
-    assert made.provenance.tokens == IDS.numel()
+    source = made.provenance
+    assert (source.source, source.tokens, source.elidir) == ("token ids", 60, elidir.__version__)
+    age = datetime.now(UTC) - datetime.fromisoformat(source.recorded)
+    assert 0 <= age.total_seconds() < 600
 
 
 def test_observations_come_back_from_their_file(made: Observations, tmp_path: Path) -> None:
@@ -98,7 +102,8 @@ def test_compiling_with_data_and_with_their_file_is_the_same(
     second = elidir.compile(model, pipeline=PIPELINE, calibration=path)
     assert torch.equal(first(IDS).logits, second(IDS).logits)
     assert str(first.program.module) == str(second.program.module)
-    assert "calibrated on 60 tokens" in first.explain()
+    assert "calibrated on token ids, 60 tokens (hash " in first.explain()
+    assert second.program.calibration == made.provenance
     wanted = model(IDS).logits.detach()
     assert float((first(IDS).logits - wanted).norm() / wanted.norm()) < 0.05
 

@@ -217,6 +217,58 @@ def test_a_saved_model_is_bisected_by_its_own_pipeline(
     )
 
 
+NARROW = "extract-outliers{fraction=0 clip=0.1 force=true}"
+"""Cuts off nine tenths of what calibration saw."""
+
+
+@pytest.mark.usefixtures("wrong")
+def test_what_calibration_sees_is_given_to_the_passes(
+    elidir: Elidir, deep: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again.ir"
+    good = "lossless, extract-outliers{fraction=0.5 force=true}"
+    said = elidir("bisect", deep, "-o", out, "-p", f"{good}, wrong-behind", "--by", "kl<=0.02")
+    assert f"pass 'wrong-behind' breaks layer {BROKEN}" in said.out, said.err
+    said = elidir("bisect", deep, "-o", out, "-p", f"lossless, {NARROW}, dce")
+    assert "rewrite of pass 'extract-outliers' breaks" in said.out, said.err
+    assert "at linear" in said.out
+    assert elidir("bisect", out, "-o", tmp_path / "b.ir").out == said.out
+    assert "linear.int8" in elidir("opt", out).out
+
+
+def test_a_reproducer_names_the_calibration_that_was_given(
+    elidir: Elidir, deep: Path, tmp_path: Path
+) -> None:
+    text, out, saved = tmp_path / "mine.txt", tmp_path / "again.ir", tmp_path / "saved"
+    text.write_text("A text that is not the bundled one, and is longer than a window. " * 4)
+    args = ("--calibration", text)
+    assert elidir("compile", deep, "-p", f"lossless, {NARROW}", *args, "-o", saved).code == 0
+    said = elidir("bisect", saved, *args, "-o", out)
+    assert said.code == 0, said.err
+    assert "give --calibration" not in said.err
+    assert f'"calibration": "{text}"' in out.read_text()
+    assert elidir("bisect", out).out == said.out
+    said = elidir("bisect", saved, "-o", out)
+    assert "it was calibrated on mine.txt, " in said.err
+    assert "is searched with the bundled text, " in said.err
+    text.unlink()
+    said = elidir("explain", saved, *args)
+    assert "leave calibration out, or compile the model again" in said.err
+
+
+def test_random_numbers_calibrate_a_file_without_a_model(elidir: Elidir, tmp_path: Path) -> None:
+    file = tmp_path / "m.ir"
+    file.write_text(
+        f"// run: {NARROW}\nmodule @m stage=raised {{\n  sym T in [1, 64]\n"
+        "  weight @w: f32[64, 64]\n  func @forward(%x: f32[T, 64]) {\n"
+        "    %a = linear %x, @w : f32[T, 64]\n    return %a\n  }\n}\n"
+    )
+    said = elidir("bisect", file, "-o", tmp_path / "again.ir")
+    assert "rewrite of pass 'extract-outliers' breaks the module, at linear" in said.out, said.err
+    assert "linear.int8" in elidir("opt", file).out
+    assert "nothing to bisect" in elidir("bisect", file, "--tolerance", 10).err
+
+
 def test_what_cannot_be_judged_is_said(elidir: Elidir, deep: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.ir"
     file.write_text(

@@ -13,10 +13,11 @@ import typer
 
 from elidir.cli import options as opts
 from elidir.cli import output
+from elidir.cli.observing import compiled_simply, recorded, seen_by_model, seen_in_text
 from elidir.cli.opt import parse_ir, read_ir
 
 if TYPE_CHECKING:
-    from elidir.frontends import Finding, Oracle
+    from elidir.frontends import Finding, Observed, Oracle
     from elidir.ir import Module
     from elidir.passes import Pipeline
 
@@ -48,16 +49,18 @@ def bisect(
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the reproducer.")
     ] = None,
+    calibration: opts.Calibration = None,
     json: opts.Json = False,
 ) -> None:
     """Find the pass, the layer and the rewrite that change what a module computes."""
     from elidir.frontends import find_culprit
 
     with output.progress() as notify:
-        case = _case(subject, pipeline, prompt, new, tolerance, notify)
+        asked = _Asked(pipeline, prompt, new, tolerance, calibration)
+        case = _case(subject, asked, notify)
         notify("searching")
-        by = by or case.data.get("by", "")
-        found = find_culprit(case.module, case.steps, case.oracle, by, case.data)
+        by, seen = by or case.data.get("by", ""), case.observed.found
+        found = find_culprit(case.module, case.steps, case.oracle, by, case.data, observations=seen)
     file = out or Path(f"elidir-bisect-{found.culprit.by}.ir")
     file.write_text(found.reproducer, encoding="utf-8")
     if json:
@@ -66,13 +69,25 @@ def bisect(
     return output.say(found.sentence(case.text))
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How the command said that it is searched."""
+
+    pipeline: str
+    prompt: str
+    new: int
+    tolerance: float | None
+    calibration: Path | None
+
+
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """What is searched: passes, the module that they begin from, and what is right."""
+    """What is searched: passes, what they know, the module they begin from, and what is right."""
 
     steps: "Pipeline"
     module: "Module"
     oracle: "Oracle"
+    observed: "Observed"
     tokenizer: Any = None
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -83,72 +98,72 @@ class _Case:
         return str(self.tokenizer.decode([token], skip_special_tokens=False))
 
 
-def _case(
-    subject: str, pipeline: str, prompt: str, new: int, tolerance: float | None, notify: Any
-) -> _Case:
+def _case(subject: str, asked: _Asked, notify: Any) -> _Case:
     from elidir.frontends import Oracle
     from elidir.passes import reproducer_data
 
     if not subject.endswith(".ir"):
-        return _model(subject, pipeline, prompt, new, tolerance, notify)
+        return _model(subject, asked, notify)
     text = read_ir(Path(subject))
-    steps, module = parse_ir(text, pipeline)
+    steps, module = parse_ir(text, asked.pipeline)
     data = reproducer_data(text)
-    limit = data.get("tolerance") if tolerance is None else tolerance
+    limit = data.get("tolerance") if asked.tolerance is None else asked.tolerance
     if "model" in data:
-        return _with_weights(steps, module, data, limit, notify)
+        compiled, _ = compiled_simply(data["model"], notify)
+        calibration = asked.calibration or recorded(data)
+        return _on_weights(steps, module, data, limit, compiled, calibration)
     oracle = Oracle.of(module)
-    return _Case(steps, module, oracle if limit is None else replace(oracle, tolerance=limit))
+    if limit is not None:
+        oracle = replace(oracle, tolerance=limit)
+    return _Case(steps, module, oracle, seen_in_text(steps, module, asked.calibration))
 
 
-def _model(
-    name: str, pipeline: str, prompt: str, new: int, tolerance: float | None, notify: Any
-) -> _Case:
+def _model(name: str, asked: _Asked, notify: Any) -> _Case:
     """Return a model as raised, with what it computes for a prompt and its own answer."""
     from elidir.ir import ElidirError
     from elidir.passes import framed
 
-    if pipeline:
-        framed(opts.pipeline_of(pipeline))  # what is wrong with it is said before the long work
-    compiled, usual = _compiled(name, notify)
+    if asked.pipeline:  # what is wrong with it is said before the long work
+        framed(opts.pipeline_of(asked.pipeline))
+    compiled, usual = compiled_simply(name, notify)
     if compiled.tokenizer is None:
         raise ElidirError(f"the model {name} has no tokenizer that reads text; bisect its .ir file")
-    data = {"model": _found_again(name), "ids": _answered(compiled, prompt, new)}
-    steps = framed(opts.pipeline_of(pipeline or usual))
-    return _on_weights(steps, compiled.program.raised, data, tolerance, compiled)
-
-
-def _with_weights(
-    steps: "Pipeline", module: "Module", data: dict[str, Any], limit: float | None, notify: Any
-) -> _Case:
-    """Return the module of a reproducer with the weights and the text that it names."""
-    compiled, _ = _compiled(data["model"], notify)
-    return _on_weights(steps, module, data, limit, compiled)
+    data = {"model": _found_again(name), "ids": _answered(compiled, asked.prompt, asked.new)}
+    steps = framed(opts.pipeline_of(asked.pipeline or usual))
+    raised, limit = compiled.program.raised, asked.tolerance
+    return _on_weights(steps, raised, data, limit, compiled, asked.calibration)
 
 
 def _on_weights(
-    steps: "Pipeline", module: "Module", data: dict[str, Any], limit: float | None, compiled: Any
+    steps: "Pipeline",
+    module: "Module",
+    data: dict[str, Any],
+    limit: float | None,
+    compiled: Any,
+    calibration: Path | None,
 ) -> _Case:
+    """Return a module with the weights of a model, on the text that the data hold."""
     import torch
 
     from elidir.frontends import Feed, Oracle
 
+    observed = seen_by_model(steps, compiled, calibration)
+    _note_other_data(compiled.program.calibration, observed.provenance)
+    if calibration is not None:
+        data = data | {"calibration": str(calibration.resolve())}
     limit = MODEL_TOLERANCE if limit is None else limit
     feed = Feed(module, torch.tensor([data["ids"]]))
     oracle = Oracle(module, compiled.program.store, feed, limit, None)
-    return _Case(steps, module, oracle, compiled.tokenizer, data | {"tolerance": limit})
+    more = data | {"tolerance": limit}
+    return _Case(steps, module, oracle, observed, compiled.tokenizer, more)
 
 
-def _compiled(name: str, notify: Any) -> tuple[Any, Any]:
-    """Return a model compiled as simply as can be, or as saved, and its usual pipeline."""
-    from elidir.cache import compile_named
-    from elidir.frontends import is_artifact
-    from elidir.saving import load
-
-    if is_artifact(Path(name).expanduser()):
-        made = load(name)
-        return made, made.program.options.pipeline
-    return compile_named(name, opts.compile_options("", "cpu", "cpu", None), notify), "lossless"
+def _note_other_data(saved: Any, used: Any) -> None:
+    """Say so if a saved model was calibrated on other data than it is searched with."""
+    if saved and used and saved.data != used.data:
+        output.note(
+            f"it was calibrated on {saved}, and is searched with {used}; give --calibration"
+        )
 
 
 def _found_again(name: str) -> str:

@@ -31,10 +31,7 @@ def calibrate(
     with output.progress() as notify:
         compiled = compile_named(model, chosen, notify)
         notify("calibrating")
-        program = compiled.program
-        inputs, tokenizer = program.face.inputs, compiled.tokenizer
-        network = Network(program.raised, program.store, inputs, tokenizer, chosen.backends)
-        made = calibrate(network, text)
+        made = calibrate(Network.of(compiled.program, compiled.tokenizer), text)
     write_observations(made, out)
     source = made.provenance
     if json:

@@ -13,6 +13,7 @@ import typer
 
 from elidir.cli import options as opts
 from elidir.cli import output
+from elidir.cli.observing import seen_in_file
 
 if TYPE_CHECKING:
     from elidir.ir import Module
@@ -40,13 +41,19 @@ def opt(
     ] = False,
     folded: Annotated[bool, typer.Option(help="Print runs of equal layers once.")] = False,
     remarks: Annotated[bool, typer.Option(help="Say what passes did, and what not.")] = False,
+    calibration: opts.Calibration = None,
     json: opts.Json = False,
 ) -> None:
     """Run passes on a module's text, and print it."""
-    steps, module = parse_ir(read_ir(file), pipeline)
+    from elidir.passes import reproducer_data
+
+    text = read_ir(file)
+    steps, module = parse_ir(text, pipeline)
     watching = _Watching(steps, module, after=after if print_ir or after else None)
     watching.add(verify=verify, dump=dump, time=time, numerics=numerics)
-    result = steps.run(module, instruments=watching.instruments)
+    with output.progress() as notify:
+        seen = seen_in_file(steps, module, reproducer_data(text), calibration, notify)
+    result = steps.run(module, instruments=watching.instruments, observations=seen)
     text = _text(result.module, folded)
     if json:
         output.say_json(_data(text, result, watching))

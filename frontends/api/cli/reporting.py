@@ -31,6 +31,7 @@ def report(
         str | None, typer.Option(help="Count floats in this dtype.", show_default="as stored")
     ] = None,
     pipeline: opts.Pipeline = "lossless",
+    calibration: opts.Calibration = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Run the model here too, beside the target cpu.")
     ] = False,
@@ -46,7 +47,7 @@ def report(
     request = {"prompt": prompt, "new": new, "batch": batch, "context": context, "dtype": dtype}
     wanted = [load_target(name) for name in opts.split_names(targets)]
     _check(model, wanted, measure)
-    made = _report(model, wanted, pipeline, request, measure)
+    made = _report(model, wanted, (pipeline, calibration), request, measure)
     text = getattr(made, f"to_{form.name}")()
     if form.file is None:
         return output.say(text)
@@ -95,17 +96,22 @@ def _is_description(model: str) -> bool:
 
 
 def _report(
-    model: str, targets: list[Any], pipeline: str, request: dict[str, Any], measure: bool
+    model: str,
+    targets: list[Any],
+    compiled_with: tuple[str, Path | None],
+    request: dict[str, Any],
+    measure: bool,
 ) -> Any:
     from elidir.cost_models import report
 
     if _is_description(model):
         return report(model, targets, **request)
+    pipeline, calibration = compiled_with
     chosen = opts.compile_options(pipeline, "cpu", "cpu", _runs_in(request) if measure else None)
     from elidir.cache import compile_named
 
     with output.progress() as notify:
-        compiled = compile_named(model, chosen, notify)
+        compiled = compile_named(model, chosen, notify, calibration=calibration)
         notify("measuring" if measure else "costing")
         return compiled.report(targets, measure=measure, **request)
 

@@ -22,11 +22,12 @@ BUNDLED = Path(__file__).with_name("sample.txt")
 
 @dataclass(frozen=True, eq=False)
 class Feeds:
-    """Inputs of `@forward`, call by call; how many tokens they hold, and a hash of the data."""
+    """Inputs of `@forward`, call by call; their tokens, a hash of the data, and what they were."""
 
     calls: tuple[tuple[torch.Tensor, ...], ...]
     tokens: int
     sha: str
+    source: str
 
 
 def bundled_text() -> str:
@@ -77,7 +78,7 @@ def make_feeds(
     if _are_calls(data):
         calls = tuple(_call(given, params, names) for given in data)
         tokens = sum(call[0].shape[0] * (call[0].shape[1:2] or (1,))[0] for call in calls)
-        return Feeds(calls, tokens, _sha(calls))
+        return Feeds(calls, tokens, _sha(calls), "calls of the model")
     if [p.name for p in params] != ["ids", "valid", "pos"]:
         raise CalibrationError(
             f"the model reads {', '.join(filter(None, names))}, not token ids alone; give "
@@ -85,7 +86,15 @@ def make_feeds(
         )
     windows = token_windows(data, _window(data, positions), tokenizer)
     calls = tuple(_tokens(row[None]) for row in windows)
-    return Feeds(calls, windows.numel(), _sha(calls))
+    return Feeds(calls, windows.numel(), _sha(calls), _source(data))
+
+
+def _source(data: Any) -> str:
+    """Return what data are in words: files by their names."""
+    first = data[0] if isinstance(data, list | tuple) else data
+    if isinstance(first, Path):
+        return ", ".join(p.name for p in ([data] if first is data else data))
+    return "given text" if isinstance(first, str) else "token ids"
 
 
 def _window(data: Any, positions: int | None) -> int:

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from elidir.frontends.calibration.errors import CalibrationError
+from elidir.frontends.calibration.feeds import Feeds
 from elidir.frontends.calibration.recorders import RECORDERS
 from elidir.ir import Module, nearest
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,28 @@ class Provenance:
     Args:
         network: hash of the weights of the network.
         data: hash of the calibration data.
+        source: what the data were, in words.
         tokens: how many there were.
+        recorded: when, in UTC, to the second (ISO 8601).
         elidir: version that recorded them.
     """
 
     network: str
     data: str
+    source: str
     tokens: int
+    recorded: str
     elidir: str
 
     @classmethod
-    def of(cls, module: Module, data: str, tokens: int) -> "Provenance":
+    def of(cls, module: Module, feeds: Feeds) -> "Provenance":
         """Return the provenance of what is recorded now."""
-        return cls(network_hash(module), data, tokens, version("elidir"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = (feeds.sha, feeds.source, feeds.tokens, now, version("elidir"))
+        return cls(network_hash(module), *made)
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.tokens:,} tokens (hash {self.data}, {self.recorded})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +120,9 @@ def read_observations(path: Path) -> Observations:
             f"cannot read the observations {path}: {error}; make them by `elidir calibrate`"
         ) from None
     if head.get("format") != FORMAT:
-        raise CalibrationError(f"{path} holds no observations; make them by `elidir calibrate`")
+        raise CalibrationError(
+            f"{path} holds no observations of format {FORMAT}; make them by `elidir calibrate`"
+        )
     return Observations(_found(arrays), Provenance(**json.loads(head["provenance"])))
 
 

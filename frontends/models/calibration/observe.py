@@ -5,10 +5,10 @@ from a file of observations, or from the bundled text. `calibrate` records all t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elidir.backends import Instruction, Watch, Weights, WeightStore, lower
 from elidir.frontends.calibration.errors import CalibrationError
@@ -21,6 +21,9 @@ from elidir.frontends.calibration.observations import (
 from elidir.frontends.calibration.recorders import RECORDERS, Recorder
 from elidir.ir import Module, nearest
 from elidir.passes import CLEAN_UP, Pipeline
+
+if TYPE_CHECKING:
+    from elidir.frontends.program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,12 @@ class Network:
     inputs: tuple[str, ...]
     tokenizer: Any = None
     backends: tuple[str, ...] = ("cpu",)
+
+    @classmethod
+    def of(cls, program: "Program", tokenizer: Any = None) -> "Network":
+        """Return the network that a program was compiled from."""
+        inputs, backends = program.face.inputs, program.options.backends
+        return cls(program.raised, program.store, inputs, tokenizer, backends)
 
     @cached_property
     def clean(self) -> Module:
@@ -65,10 +74,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Observed:
-    """What was observed for a pipeline, by name, and what is to be said about it."""
+    """What was observed for a pipeline, by name, and where it comes from; None for nothing."""
 
     found: Mapping[str, Any] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
+    provenance: Provenance | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said about it."""
+        return (f"calibrated on {self.provenance}",) if self.provenance else ()
 
 
 def observations_for(pipeline: Pipeline, network: Network, data: Any = None) -> Observed:
@@ -83,23 +97,17 @@ def observations_for(pipeline: Pipeline, network: Network, data: Any = None) -> 
     Raises:
         ElidirError: the data cannot be used, or the observations are of another network.
     """
-    needs = tuple(dict.fromkeys(name for step in pipeline.passes() for name in step.needed()))
+    needs = pipeline.needed()
     if not needs:
         return Observed()
     if isinstance(data, Path) and data.suffix == ".safetensors":
         data = read_observations(data)
     if isinstance(data, Observations):
         data.check(network.module, needs)
-        return Observed(data.found, (_said(data, "given observations of"),))
-    if data is not None:
-        made = observe(network, network.feeds(data), needs)
-        return Observed(made.found, (_said(made, "calibrated on"),))
-    made = observe(network, _bundled(network, needs), needs)
-    return Observed(made.found, (_said(made, "calibrated on the bundled text,"),))
-
-
-def _said(made: Observations, how: str) -> str:
-    return f"{how} {made.provenance.tokens:,} tokens (hash {made.provenance.data})"
+        return Observed(data.found, data.provenance)
+    feeds = _bundled(network, needs) if data is None else network.feeds(data)
+    made = observe(network, feeds, needs)
+    return Observed(made.found, made.provenance)
 
 
 def _bundled(network: Network, needs: tuple[str, ...]) -> Feeds:
@@ -109,7 +117,8 @@ def _bundled(network: Network, needs: tuple[str, ...]) -> Feeds:
             f"the pipeline needs {', '.join(needs)}, which are recorded on data; give "
             "calibration= token ids, or a list of dicts with the inputs of some usual calls"
         )
-    return network.feeds(bundled_data(network.tokenizer, network.positions))
+    feeds = network.feeds(bundled_data(network.tokenizer, network.positions))
+    return replace(feeds, source="the bundled text")
 
 
 def calibrate(network: Network, data: Any) -> Observations:
@@ -134,7 +143,7 @@ def observe(network: Network, feeds: Feeds, needs: Sequence[str]) -> Observation
         program.watched(watch, *call)
     weights = Weights(network.store, clean.weights)
     found = {name: r.observation(weights) for name, r in recorders.items()}
-    return Observations(found, Provenance.of(network.module, feeds.sha, feeds.tokens))
+    return Observations(found, Provenance.of(network.module, feeds))
 
 
 def _watching(recorders: tuple[Recorder, ...]) -> Watch:

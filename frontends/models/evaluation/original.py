@@ -25,4 +25,5 @@ def original_program(program: Program) -> Program:
         result=result,
         history=tuple(history.rows),
         seconds={},
+        calibration=None,
     )
