@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 import sympy
 import torch
 
+from elidir.backends.tokens import Tokens
 from elidir.backends.weights import Weights
 from elidir.ir import Dim, ElidirError, Op, Opaque, Value, nearest, parse_dim
 
@@ -111,6 +112,21 @@ class KVState(Protocol):
 
     def storage(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Return what keys and values [B, G, C, D] lie in, and how many of the C slots are used."""
+
+
+class PlacedState(KVState, Protocol):
+    """A state that keeps positions and validity of its own: the value of a placed `kv`."""
+
+    def append(
+        self, k: torch.Tensor, v: torch.Tensor, tokens: Tokens | None = None
+    ) -> "PlacedState":
+        """Return the state with more keys and values: those of the step's tokens, or of some."""
+
+    def positions(self) -> torch.Tensor:
+        """Return the positions of what is cached, i64[B, S]."""
+
+    def valid(self) -> torch.Tensor | None:
+        """Return which cached slots hold a token, bool[B, S]; None where all do."""
 
 
 # ---- sizes that are known at run time only

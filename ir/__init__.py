@@ -59,7 +59,7 @@ from elidir.ir.symbols import (
     product,
     symbol,
 )
-from elidir.ir.types import KV, DType, Mask, Tensor, Type, broadcast, promote
+from elidir.ir.types import KV, DType, Mask, Tensor, TokenSet, Type, broadcast, promote
 from elidir.ir.verifier import verify
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "Stage",
     "Symbol",
     "Tensor",
+    "TokenSet",
     "Type",
     "Value",
     "VerifyError",

@@ -21,7 +21,7 @@ from elidir.ir.errors import ElidirError, ParseError, nearest
 from elidir.ir.module import DERIVATIONS, Derived, Entry, Function, Module, Stage
 from elidir.ir.op import OPS, Body, Field, Kind, Op, Region, Value, Weight, fields_of
 from elidir.ir.symbols import Dim, Symbol, parse_dim, symbol
-from elidir.ir.types import KV, DType, Mask, Tensor, Type
+from elidir.ir.types import KV, KV_MARKS, DType, Mask, Tensor, TokenSet, Type
 
 _BOOLS = {"true": True, "false": False}
 
@@ -68,9 +68,13 @@ def parse_type(text: str) -> Type:
         return _parse_mask(_dims(match[1]))
     if match := re.fullmatch(r"kv<(.*)>", text):
         return _parse_kv(split(match[1]))
+    if match := re.fullmatch(r"tokens<(.*)>", text):
+        return _parse_tokens(_dims(match[1]))
     if match := re.fullmatch(r"(\w+)\[(.*)\]", text):
         return Tensor(_dims(match[2]), _dtype(match[1]))
-    raise ParseError(f"'{text}' is not a type; write it as f32[B, T, 576], mask[..] or kv<..>")
+    raise ParseError(
+        f"'{text}' is not a type; write it as f32[B, T, 576], mask[..], kv<..> or tokens<..>"
+    )
 
 
 def _parse_mask(dims: tuple[Dim, ...]) -> Mask:
@@ -80,12 +84,20 @@ def _parse_mask(dims: tuple[Dim, ...]) -> Mask:
 
 
 def _parse_kv(parts: list[str]) -> KV:
-    if len(parts) not in (6, 7) or parts[6:] not in ([], ["rotated"]):
+    marks = parts[6:]
+    if len(parts) < 6 or marks != [m for m in KV_MARKS if m in marks]:
         raise ParseError(
-            "a kv type is kv<batch, heads, length, key_dim, value_dim, dtype[, rotated]>"
+            "a kv type is kv<batch, heads, length, key_dim, value_dim, dtype[, rotated][, placed]>"
         )
     batch, heads, length, key_dim, value_dim = map(parse_dim, parts[:5])
-    return KV(batch, heads, length, key_dim, value_dim, _dtype(parts[5]), len(parts) == 7)
+    flags = dict.fromkeys(marks, True)
+    return KV(batch, heads, length, key_dim, value_dim, _dtype(parts[5]), **flags)
+
+
+def _parse_tokens(dims: tuple[Dim, ...]) -> TokenSet:
+    if len(dims) != 3:
+        raise ParseError("a token set is tokens<batch, length, of>")
+    return TokenSet(*dims)
 
 
 def _dims(text: str) -> tuple[Dim, ...]:

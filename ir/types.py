@@ -1,4 +1,4 @@
-"""The types of values: tensors, masks and KV caches, all frozen and equal by value.
+"""The types of values: tensors, masks, KV caches and token sets, all frozen and equal by value.
 
 A type says what a value is, never where it is stored or how it is computed.
 """
@@ -83,7 +83,8 @@ class Mask:
 class KV:
     """Cached keys `[batch, heads, length, key_dim]` and values `[.., value_dim]` of one attention.
 
-    `rotated` says whether keys are stored after their rotary embedding.
+    `rotated` says whether keys are stored after their rotary embedding, `placed` whether the state
+    keeps positions and validity of its own: it may then hold other tokens than its neighbours.
     """
 
     batch: Dim
@@ -93,6 +94,7 @@ class KV:
     value_dim: Dim
     dtype: DType
     rotated: bool = False
+    placed: bool = False
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -101,10 +103,34 @@ class KV:
 
     def __str__(self) -> str:
         dims = ", ".join(map(format_dim, self.dims))
-        return f"kv<{dims}, {self.dtype.value}{', rotated' if self.rotated else ''}>"
+        marks = "".join(f", {name}" for name in KV_MARKS if getattr(self, name))
+        return f"kv<{dims}, {self.dtype.value}{marks}>"
 
 
-Type: TypeAlias = Tensor | Mask | KV
+KV_MARKS = ("rotated", "placed")
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Some of the `of` tokens of each row, in their order; rows with fewer are filled up.
+
+    What fills up is invalid: no query may see it, and nothing reads what is computed for it.
+    """
+
+    batch: Dim
+    length: Dim
+    of: Dim
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The three dimensions, in the order of the fields."""
+        return (self.batch, self.length, self.of)
+
+    def __str__(self) -> str:
+        return f"tokens<{', '.join(map(format_dim, self.dims))}>"
+
+
+Type: TypeAlias = Tensor | Mask | KV | TokenSet
 
 
 def promote(a: DType, b: DType) -> DType:

@@ -45,6 +45,7 @@ from elidir.ir import (
     symbol,
 )
 from elidir.passes.analyses import State
+from elidir.passes.sizes import resized
 
 N, S, R = symbol("N"), symbol("S"), symbol("R")
 
@@ -104,7 +105,7 @@ class _Step:
                 ops.append(handled)
                 return handled.results
             return [handled.value]
-        new = op.clone(mapped.__getitem__, **_shortened(op, self.length))
+        new = op.clone(mapped.__getitem__, **resized(op, {self.length: N}))
         ops.append(new)
         return new.results
 
@@ -194,20 +195,6 @@ def _attention(
     ops += [append, read, new]
     appended.append(append.result)
     return new.results[0]
-
-
-def _shortened(op: Op, length: Dim) -> dict[str, Any]:
-    """Return the attributes that change when N takes the place of the length of the sequence."""
-    changes = {k: _with_new(v, length) for k, v in op.attributes().items()}
-    return {k: v for k, v in changes.items() if v != op.attributes()[k]}
-
-
-def _with_new(item: Any, length: Dim) -> Any:
-    if isinstance(item, tuple):
-        return tuple(_with_new(i, length) for i in item)
-    if isinstance(item, Tensor):
-        return Tensor(_with_new(item.dims, length), item.dtype)
-    return as_dim(item.xreplace({length: N})) if hasattr(item, "free_symbols") else item
 
 
 _ROWWISE = (Linear, RmsNorm, LayerNorm, Unary, Cast)

@@ -34,6 +34,7 @@ from elidir.ir import (
     RopeTable,
     Slice,
     Sub,
+    Tensor,
     TokensTake,
     Unary,
     Value,
@@ -160,7 +161,13 @@ def unary(op: Unary, m: Maker) -> None:
     m.emit(Code.UNARY, [m.spot(op.x)], [m.new(op.result)], fn=FUNCTIONS[op.fn])
 
 
-@form(TokensTake, lambda op: len(op.x.tensor.dims) == 3 and op.rows.tensor.dtype is DType.I64)
+def _takes_rows(op: TokensTake) -> bool:
+    x, rows = op.x.type, op.rows.type
+    known = isinstance(x, Tensor) and isinstance(rows, Tensor) and rows.dtype is DType.I64
+    return known and op.axis == 1 and len(x.dims) == 3
+
+
+@form(TokensTake, _takes_rows)
 def tokens_take(op: TokensTake, m: Maker) -> None:
     """Choose tokens in each row of the batch."""
     x = m.spot(op.x)

@@ -66,6 +66,8 @@ def _grows(op: Op) -> frozenset[str]:
 
 
 def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str]) -> bool:
+    if isinstance(op, KvAppend) and op.tokens is not None:
+        return False
     if isinstance(op, KvAppend | KvRead):
         return _fixed_kv(op.kv.type) and not cached & set(op.operands())
     known = FORMS.get(op.kind)

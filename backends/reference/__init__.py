@@ -17,6 +17,7 @@ from elidir.backends.reference import (
     reduce,  # noqa: F401
     shape,  # noqa: F401
     state,  # noqa: F401
+    tokens,  # noqa: F401
 )
 from elidir.backends.reference.elementwise import UNARY
 from elidir.backends.reference.int8 import ZERO_POINT, quantizer

@@ -15,7 +15,7 @@ from elidir.backends.protocol import Kernel
 from elidir.backends.reference.reduce import wide
 from elidir.backends.reference.registry import kernel
 from elidir.backends.weights import Weights
-from elidir.ir import AlibiBias, Attention, Rope, RopeLayout, RopeTable
+from elidir.ir import AlibiBias, Attention, Rope, RopeLayout, RopeTable, ScoreAttention
 
 # ---- rotary embedding
 
@@ -120,7 +120,7 @@ def _fused(op: Attention) -> Core:
 
 
 def _written_out(op: Attention, sinks: torch.Tensor | None) -> Core:
-    scale, softcap = op.scale, op.softcap
+    softmax = _probabilities(op.scale, op.softcap, sinks)
 
     def core(
         q: torch.Tensor,
@@ -129,6 +129,29 @@ def _written_out(op: Attention, sinks: torch.Tensor | None) -> Core:
         mask: torch.Tensor | None,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
+        return softmax(q, k, mask, bias).to(v.dtype) @ v
+
+    return core
+
+
+def probabilities(op: ScoreAttention, weights: Weights) -> Core:
+    """Return the function (q, k, mask, bias) -> attention [B, H, R, K], key heads repeated."""
+    softmax = _probabilities(
+        op.scale, op.softcap, None if op.sinks is None else weights.load(op.sinks)
+    )
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return softmax(q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), mask, bias)
+
+    return run
+
+
+def _probabilities(scale: float, softcap: float | None, sinks: torch.Tensor | None) -> Core:
+    def run(
+        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -136,9 +159,9 @@ def _written_out(op: Attention, sinks: torch.Tensor | None) -> Core:
             scores = scores + bias
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
-        return _softmax(scores, sinks).to(v.dtype) @ v
+        return _softmax(scores, sinks)
 
-    return core
+    return run
 
 
 def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

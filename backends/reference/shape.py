@@ -24,7 +24,6 @@ from elidir.ir import (
     Reshape,
     Slice,
     Take,
-    TokensTake,
 )
 
 
@@ -97,17 +96,6 @@ def take(op: Take, weights: Weights) -> Kernel:
     """Index one axis by a tensor of any shape."""
     lead = (slice(None),) * (op.axis % len(op.x.tensor.dims))
     return lambda x, index: x[(*lead, index)]
-
-
-@kernel(TokensTake)
-def tokens_take(op: TokensTake, weights: Weights) -> Kernel:
-    """Choose tokens in each row of the batch."""
-
-    def run(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        batch = torch.arange(x.shape[0])[:, None]
-        return x[batch, rows]
-
-    return run
 
 
 @kernel(Iota)

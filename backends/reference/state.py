@@ -11,7 +11,7 @@ import torch
 from elidir.backends.protocol import Kernel
 from elidir.backends.reference.registry import kernel
 from elidir.backends.weights import Weights
-from elidir.ir import KvAppend, KvRead
+from elidir.ir import KvAppend, KvPositions, KvRead
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class FunctionalKV:
 @kernel(KvAppend)
 def append(op: KvAppend, weights: Weights) -> Kernel:
     """Put new keys and values at the end."""
+    if op.tokens is not None:
+        return lambda kv, k, v, tokens: kv.append(k, v, tokens)
     return lambda kv, k, v: kv.append(k, v)
 
 
@@ -57,3 +59,9 @@ def append(op: KvAppend, weights: Weights) -> Kernel:
 def read(op: KvRead, weights: Weights) -> Kernel:
     """All keys and values."""
     return lambda kv: kv.read()
+
+
+@kernel(KvPositions)
+def positions(op: KvPositions, weights: Weights) -> Kernel:
+    """Positions of what is cached."""
+    return lambda kv: kv.positions()

@@ -4,7 +4,7 @@ A `Session` feeds tokens to a compiled `@step` and keeps its cache; a `Cacheless
 whole `@forward` each time; `generate` runs either. Kernels and lowering are in `elidir.backends`.
 """
 
-from elidir.backends.runtime.cache import KVCache, LayerKV, LayerSpec, Snapshot, layer_specs
+from elidir.backends.runtime.cache import KVCache, Snapshot
 from elidir.backends.runtime.cacheless import CachelessSession
 from elidir.backends.runtime.checks import Prompt
 from elidir.backends.runtime.decoder import Call, Decoder, Rows, Stats
@@ -17,6 +17,7 @@ from elidir.backends.runtime.generate import (
     encoder_decoder,
     generate,
 )
+from elidir.backends.runtime.layer import LayerKV, LayerSpec, layer_specs
 from elidir.backends.runtime.options import GenerationOptions, read_options
 from elidir.backends.runtime.sampling import (
     draw,
@@ -27,7 +28,7 @@ from elidir.backends.runtime.sampling import (
     penalize_repetition,
     temper,
 )
-from elidir.backends.runtime.session import Session
+from elidir.backends.runtime.session import Prefill, Session
 
 __all__ = [
     "CacheError",
@@ -41,6 +42,7 @@ __all__ = [
     "LayerKV",
     "LayerSpec",
     "Opening",
+    "Prefill",
     "Prompt",
     "Rows",
     "Session",

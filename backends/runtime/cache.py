@@ -1,87 +1,23 @@
 """The KV cache: keys and values of all layers on preallocated storage.
 
 Each layer holds [B, G, capacity, D], so that what is cached is read as a view with contiguous
-channels. Original positions and validity are kept once for all layers. A step stages its tokens,
-each layer appends through its handle, and `commit` makes them part of the cache: a step that fails
-leaves it as it was. What a mask looks like is decided elsewhere.
+channels. Original positions and validity are kept once for all layers that hold every token; a
+layer that holds tokens of its own choice has a store of its own (`placed.py`). A step stages its
+tokens, each layer appends through its handle, and `commit` makes them part of the cache: a step
+that fails leaves it as it was. What a mask looks like is decided elsewhere.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from elidir.backends.dtypes import torch_dtype
 from elidir.backends.runtime.errors import CacheError
-from elidir.ir import KV, Value
+from elidir.backends.runtime.layer import LayerKV, LayerSpec
+from elidir.backends.runtime.placed import Content, PlacedKV, PlacedStore, Staged
 
 INITIAL_CAPACITY = 256
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """The shape of one layer's cache: key heads, channels of keys and of values, dtype."""
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one token."""
-        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
-
-
-def layer_specs(params: Iterable[Value]) -> tuple[LayerSpec, ...]:
-    """Return the layers that the parameters of a `@step` ask for, in order."""
-    return tuple(_spec(p.type) for p in params if isinstance(p.type, KV))
-
-
-def _spec(kv: KV) -> LayerSpec:
-    sizes = (kv.heads, kv.key_dim, kv.value_dim)
-    if not all(isinstance(n, int) for n in sizes):
-        raise CacheError(f"{kv} has symbolic heads or channels; a cache needs them as numbers")
-    return LayerSpec(int(kv.heads), int(kv.key_dim), int(kv.value_dim), torch_dtype(kv.dtype))
-
-
-class LayerKV:
-    """One layer's keys and values up to some length: the value of a `kv` while a step runs."""
-
-    __slots__ = ("keys", "length", "limit", "values")
-
-    def __init__(self, keys: Tensor, values: Tensor, length: int, limit: int) -> None:
-        self.keys, self.values = keys, values
-        self.length, self.limit = length, limit
-
-    def append(self, k: Tensor, v: Tensor) -> "LayerKV":
-        """Write keys [B, G, N, D] and values [B, G, N, Dv] after the last; return the longer state.
-
-        Raises `CacheError` if they are more tokens than the step has staged.
-        """
-        new = k.shape[2]
-        longer = self.extend(new)
-        self.keys.narrow(2, self.length, new).copy_(k)
-        self.values.narrow(2, self.length, new).copy_(v)
-        return longer
-
-    def extend(self, new: int) -> "LayerKV":
-        """Return the state with room for more tokens; raises `CacheError` as `append` does."""
-        if self.length + new > self.limit:
-            room = self.limit - self.length
-            raise CacheError(
-                f"a layer appends {new} tokens where {room} were staged; stage them all"
-            )
-        return LayerKV(self.keys, self.values, self.length + new, self.limit)
-
-    def storage(self) -> tuple[Tensor, Tensor, int]:
-        """Return keys and values of the whole capacity, and the length."""
-        return self.keys, self.values, self.length
-
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Return views of all keys [B, G, S, D] and values [B, G, S, Dv]."""
-        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
 
 @dataclass(frozen=True)
@@ -92,11 +28,13 @@ class Snapshot:
     values: tuple[Tensor, ...]
     positions: Tensor
     valid: Tensor
+    placed: tuple[Content, ...] = ()
 
     @property
     def bytes(self) -> int:
         """Bytes of the copy."""
-        parts = (*self.keys, *self.values, self.positions, self.valid)
+        own = (t for content in self.placed for t in content.tensors())
+        parts = (*self.keys, *self.values, self.positions, self.valid, *own)
         return sum(t.nbytes for t in parts)
 
 
@@ -121,19 +59,22 @@ class KVCache:
         limit: int | None = None,
     ) -> None:
         self.layers, self.limit = tuple(layers), limit
+        self._shared = [s for s in self.layers if not s.placed]
         self.length = 0
         self.dense = True
         self._staged, self._staged_dense = 0, True
-        self._allocate(batch, max(capacity, 1) if limit is None else min(max(capacity, 1), limit))
+        capacity = max(capacity, 1) if limit is None else min(max(capacity, 1), limit)
+        self.placed = [PlacedStore(s, batch, capacity) for s in self.layers if s.placed]
+        self._allocate(batch, capacity)
 
     def _allocate(self, batch: int, capacity: int) -> None:
         """Make storage that holds nothing yet."""
         self.batch, self.capacity = batch, capacity
         self.keys = [
-            torch.empty(batch, s.heads, capacity, s.key_dim, dtype=s.dtype) for s in self.layers
+            torch.empty(batch, s.heads, capacity, s.key_dim, dtype=s.dtype) for s in self._shared
         ]
         self.values = [
-            torch.empty(batch, s.heads, capacity, s.value_dim, dtype=s.dtype) for s in self.layers
+            torch.empty(batch, s.heads, capacity, s.value_dim, dtype=s.dtype) for s in self._shared
         ]
         self.positions = torch.zeros(batch, capacity, dtype=torch.int64)
         self.valid = torch.zeros(batch, capacity, dtype=torch.bool)
@@ -155,19 +96,26 @@ class KVCache:
             slots.fill_(True)
         else:
             slots.copy_(valid)
+        if self.placed:
+            staged = Staged.of(positions, valid, self.length)
+            for store in self.placed:
+                store.stage(staged)
         self._staged, self._staged_dense = new, valid is None
         return self.positions.narrow(1, 0, end), self.valid.narrow(1, 0, end)
 
-    def handles(self) -> list[LayerKV]:
+    def handles(self) -> list[LayerKV | PlacedKV]:
         """Return the state of each layer, to which a step appends the staged tokens."""
         length, limit = self.length, self.length + self._staged
-        pairs = zip(self.keys, self.values, strict=True)
-        return [LayerKV(k, v, length, limit) for k, v in pairs]
+        shared = (LayerKV(k, v, length, limit) for k, v in zip(self.keys, self.values, strict=True))
+        own = (store.handle() for store in self.placed)
+        return [next(own) if s.placed else next(shared) for s in self.layers]
 
     def commit(self) -> None:
         """Make the staged tokens part of the cache, once every layer has appended them."""
         self.dense = self.dense and self._staged_dense
         self.length += self._staged
+        for store in self.placed:
+            store.commit()
         self._staged = 0
 
     def reserve(self, tokens: int) -> None:
@@ -188,8 +136,15 @@ class KVCache:
         """Forget all but the first `length` tokens; raises `CacheError` if there are fewer."""
         if not 0 <= length <= self.length:
             raise CacheError(f"cannot crop to {length} tokens; the cache holds {self.length}")
+        self._renumber(torch.arange(self.length).expand(self.batch, -1), length)
         self.length = length
         self._refresh()
+
+    def _renumber(self, ordinals: Tensor, length: int) -> None:
+        """Tell the layers of their own choice which ordinals, those below `length`, stay."""
+        table = ordinals.masked_fill(ordinals >= length, -1)
+        for store in self.placed:
+            store.renumber(table)
 
     def gather(self, slots: Tensor, keep: Tensor | None = None, *, start: int = 0) -> None:
         """Keep the first `start` slots, and after them the chosen ones in the order given.
@@ -211,6 +166,13 @@ class KVCache:
             stored.narrow(1, start, count).copy_(_take(stored[:, None, :, None], slots)[:, 0, :, 0])
         if keep is not None:
             self.valid.narrow(1, start, count).logical_and_(keep)
+        if self.placed:
+            new = start + torch.arange(count).expand(self.batch, -1)
+            new = new if keep is None else new.masked_fill(~keep, -1)
+            table = torch.arange(self.length).expand(self.batch, -1)
+            table = table.masked_fill(table >= start, -1)
+            table = table.scatter(1, slots.expand(self.batch, -1), new)
+            self._renumber(table, start + count)
         self.length = start + count
         self._refresh()
 
@@ -238,11 +200,12 @@ class KVCache:
             or not 0 <= int(rows.min()) <= int(rows.max()) < self.batch
         ):
             raise CacheError(f"rows must be a list of numbers from 0 to {self.batch - 1}")
-        self._replace(self._copy(lambda t: t.index_select(0, rows)), self.capacity)
+        chosen = tuple(store.content(rows) for store in self.placed)
+        self._replace(self._copy(lambda t: t.index_select(0, rows), chosen), self.capacity)
 
     def snapshot(self) -> Snapshot:
         """Return a copy of what is cached."""
-        return self._copy(Tensor.clone)
+        return self._copy(Tensor.clone, tuple(store.content() for store in self.placed))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what a snapshot of this cache, or of one with the same layers, held.
@@ -251,19 +214,21 @@ class KVCache:
             CacheError: the snapshot's layers are not this cache's.
         """
         found = [(k.shape[1], k.shape[3], v.shape[3], k.dtype) for k, v in _pairs(snapshot)]
-        if found != [(s.heads, s.key_dim, s.value_dim, s.dtype) for s in self.layers]:
+        layers = (*self._shared, *(s.spec for s in self.placed))
+        if found != [(s.heads, s.key_dim, s.value_dim, s.dtype) for s in layers]:
             raise CacheError(
                 "the snapshot is of a cache with other layers; restore it where it is from"
             )
         self._replace(snapshot, max(self.capacity, snapshot.positions.shape[1]))
 
-    def _copy(self, copy: Callable[[Tensor], Tensor]) -> Snapshot:
+    def _copy(self, copy: Callable[[Tensor], Tensor], placed: tuple[Content, ...]) -> Snapshot:
         used = self.length
         return Snapshot(
             tuple(copy(t.narrow(2, 0, used)) for t in self.keys),
             tuple(copy(t.narrow(2, 0, used)) for t in self.values),
             copy(self.positions.narrow(1, 0, used)),
             copy(self.valid.narrow(1, 0, used)),
+            placed,
         )
 
     def _replace(self, content: Snapshot, capacity: int) -> None:
@@ -277,6 +242,8 @@ class KVCache:
             stored.narrow(2, 0, length).copy_(kept)
         self.positions.narrow(1, 0, length).copy_(content.positions)
         self.valid.narrow(1, 0, length).copy_(content.valid)
+        for store, own in zip(self.placed, content.placed, strict=True):
+            store.put(own, max(store.capacity, own.positions.shape[1]))
         self.length = length
         self._refresh()
 
@@ -302,12 +269,14 @@ class KVCache:
     @property
     def bytes_used(self) -> int:
         """Bytes of the keys and values that are cached."""
-        return self.bytes_per_token * self.batch * self.length
+        shared = sum(s.bytes for s in self._shared) * self.batch * self.length
+        return shared + sum(store.bytes_used for store in self.placed)
 
     @property
     def bytes_allocated(self) -> int:
         """Bytes of all storage, positions and validity included."""
-        parts = (*self.keys, *self.values, self.positions, self.valid)
+        own = (t for store in self.placed for t in store.tensors())
+        parts = (*self.keys, *self.values, self.positions, self.valid, *own)
         return sum(t.nbytes for t in parts)
 
 
@@ -320,4 +289,5 @@ def _take(stored: Tensor, slots: Tensor) -> Tensor:
 
 
 def _pairs(snapshot: Snapshot) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(snapshot.keys, snapshot.values, strict=True))
+    shared = zip(snapshot.keys, snapshot.values, strict=True)
+    return [*shared, *((own.keys, own.values) for own in snapshot.placed)]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from elidir.backends.runtime import sampling
-from elidir.backends.runtime.cache import LayerSpec
 from elidir.backends.runtime.cacheless import CachelessSession
 from elidir.backends.runtime.checks import Prompt, as_prompt
 from elidir.backends.runtime.decoder import Decoder, Rows
 from elidir.backends.runtime.errors import InputError
+from elidir.backends.runtime.layer import LayerSpec
 from elidir.backends.runtime.options import GenerationOptions, budget, read_options
-from elidir.backends.runtime.session import Session
+from elidir.backends.runtime.session import Prefill, Session
 
 # A cache starts with room for the prompt and so many new tokens; it grows when they are exceeded.
 _ROOM = 1024
@@ -73,6 +73,7 @@ def decoder_only(
     forward: Callable[..., Any] | None,
     *,
     layers: Sequence[LayerSpec] | None = None,
+    prefill: Prefill | None = None,
     vocabulary: int | None = None,
     max_positions: int | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -84,6 +85,7 @@ def decoder_only(
         step: as `Session` calls it, or None for a model without a cache.
         forward: as `CachelessSession` calls it; None is allowed when there is a step.
         layers: the cache of each layer; None reads them from `step.params`.
+        prefill: what `Session` reads a prompt with; None takes the step.
         vocabulary: number of token ids, None if it is not known.
         max_positions: positions that the model has, None for any number.
         defaults: its own generation options.
@@ -98,7 +100,9 @@ def decoder_only(
         batch = opening.prompt.ids.shape[0]
         if step is None or (forward is not None and not opening.use_cache):
             return CachelessSession(forward, batch=batch, **limits)
-        return Session(step, layers, batch=batch, capacity=opening.capacity, **limits)
+        return Session(
+            step, layers, prefill=prefill, batch=batch, capacity=opening.capacity, **limits
+        )
 
     return LanguageModel(open_, defaults=defaults or {}, **limits)
 

@@ -13,16 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elidir.backends.runtime.cache import (
-    INITIAL_CAPACITY,
-    KVCache,
-    LayerSpec,
-    Snapshot,
-    layer_specs,
-)
+from elidir.backends.runtime.cache import INITIAL_CAPACITY, KVCache, Snapshot
 from elidir.backends.runtime.checks import as_ids, as_valid, check_positions
 from elidir.backends.runtime.decoder import Call, Rows, Stats, Wanted, as_rows
 from elidir.backends.runtime.errors import CacheError, InputError
+from elidir.backends.runtime.layer import LayerSpec, layer_specs
 from elidir.backends.runtime.masks import Tree, step_mask, tree
 
 
@@ -41,12 +36,37 @@ class Place:
     top: int
 
 
+@dataclass(frozen=True)
+class Prefill:
+    """A program that drops tokens of a prompt, and how long a prompt it is for.
+
+    Args:
+        run: called as a step, with the validity bool[B, N] of the new tokens behind the mask.
+        least: the fewest tokens of a prompt that it takes.
+    """
+
+    run: Callable[..., Sequence[Any]]
+    least: int = 1
+
+    def of(self, new: int, valid: Tensor | None) -> Callable[..., Sequence[Any]] | None:
+        """Return the program as a step over so many tokens, None if it does not take them."""
+        if new < self.least:
+            return None
+
+        def run(ids: Tensor, pos: Tensor, kpos: Tensor, mask: Any, *rest: Any) -> Sequence[Any]:
+            known = torch.ones(ids.shape, dtype=torch.bool) if valid is None else valid
+            return self.run(ids, pos, kpos, mask, known, *rest)
+
+        return run
+
+
 class Session:
     """Feeds tokens to a `@step` and keeps what it must remember.
 
     Args:
         step: called as step(ids, pos, kpos, mask, kv.0, .., rows); its first result is the logits.
         layers: the cache of each layer; None reads them from `step.params`.
+        prefill: the program for a prompt of which only the last token's logits are wanted.
         batch: rows.
         capacity: tokens to reserve room for at once.
         max_positions: positions that the model has, None for any number.
@@ -59,6 +79,7 @@ class Session:
         step: Callable[..., Sequence[Any]],
         layers: Sequence[LayerSpec] | None = None,
         *,
+        prefill: Prefill | None = None,
         batch: int = 1,
         capacity: int = INITIAL_CAPACITY,
         max_positions: int | None = None,
@@ -66,7 +87,8 @@ class Session:
         padding_counts: bool = False,
     ) -> None:
         layers = layer_specs(step.params) if layers is None else layers  # type: ignore[attr-defined]
-        self.step, self.max_positions, self.vocabulary = step, max_positions, vocabulary
+        self.step, self.prefill = step, prefill
+        self.max_positions, self.vocabulary = max_positions, vocabulary
         self.padding_counts = padding_counts
         self.cache = KVCache(layers, batch, capacity=capacity)
         self.stats = Stats()
@@ -113,16 +135,25 @@ class Session:
         wanted = as_rows(rows, *ids.shape)
         place = self._place(ids, valid, positions, branches)
         check_positions(place.top, self.max_positions)
-        return self._run(ids, valid, place, branches, wanted)
+        program = self.step
+        if self.prefill and rows is Rows.LAST and branches is None:
+            program = self.prefill.of(ids.shape[1], valid) or self.step
+        return self._run(program, ids, valid, place, branches, wanted)
 
     def _run(
-        self, ids: Tensor, valid: Tensor | None, place: Place, branches: Tree | None, rows: Tensor
+        self,
+        program: Callable[..., Sequence[Any]],
+        ids: Tensor,
+        valid: Tensor | None,
+        place: Place,
+        branches: Tree | None,
+        rows: Tensor,
     ) -> Tensor:
         cache, new, past = self.cache, ids.shape[1], self.cache.length
         keys, seen = cache.stage(place.positions, valid)
         mask = step_mask(new, seen, branches, dense=cache.dense and valid is None)
         start = time.perf_counter()
-        logits: Tensor = self.step(ids, place.positions, keys, mask, *cache.handles(), rows)[0]
+        logits: Tensor = program(ids, place.positions, keys, mask, *cache.handles(), rows)[0]
         cache.commit()
         self._next, self._top, self._fed = place.next, place.top, new
         self.stats.calls.append(Call(new, past, time.perf_counter() - start))

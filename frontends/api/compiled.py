@@ -130,7 +130,8 @@ class Compiled:
             )
         face = program.face  # a model that is told of padding alone gives it positions
         counts = bool(face.inputs[1]) and "position_ids" not in face.signature
-        return decoder_only(program.step, decoder_forward(program), padding_counts=counts, **limits)
+        limits |= {"prefill": program.prefill, "padding_counts": counts}
+        return decoder_only(program.step, decoder_forward(program), **limits)
 
     def prepare(self) -> None:
         """Rearrange the weights for what generation runs, which otherwise happens at first use."""

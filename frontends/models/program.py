@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from elidir.backends import Executable, WeightStore, lower
+from elidir.backends.runtime import Prefill
 from elidir.frontends.face import Face, face_of
 from elidir.ir import DType, Embed, Module
 from elidir.passes import History, PipelineResult, Verify, framed
@@ -72,6 +73,14 @@ class Program:
     def step(self) -> Executable | None:
         """`@step`, lowered when it is first run; None for a model without a cache."""
         return self._lower("step") if "step" in self.module.functions else None
+
+    @cached_property
+    def prefill(self) -> Prefill | None:
+        """`@prefill`, which drops tokens of a prompt; None where no pass has made one."""
+        if "prefill" not in self.module.functions:
+            return None
+        length = str(self.module["prefill"].region.params[0].type.dims[1])
+        return Prefill(self._lower("prefill"), self.module.symbols[length].lo)
 
     def _lower(self, name: str) -> Executable:
         started = time.perf_counter()

@@ -33,7 +33,15 @@ from elidir.ir.ops.int8 import (
     QuantizeGated,
     QuantizeNorm,
 )
-from elidir.ir.ops.masks import MaskAnd, MaskCausal, MaskDense, MaskValid, MaskWindow
+from elidir.ir.ops.masks import (
+    MaskAnd,
+    MaskCausal,
+    MaskDense,
+    MaskKeep,
+    MaskState,
+    MaskValid,
+    MaskWindow,
+)
 from elidir.ir.ops.model import (
     AddNorm,
     Const,
@@ -57,10 +65,17 @@ from elidir.ir.ops.shape import (
     Reshape,
     Slice,
     Take,
-    TokensTake,
 )
-from elidir.ir.ops.state import KvAppend, KvRead
+from elidir.ir.ops.state import KvAppend, KvPositions, KvRead
 from elidir.ir.ops.structure import Layer, Opaque
+from elidir.ir.ops.tokens import (
+    ScoreAttention,
+    TokensFind,
+    TokensSelect,
+    TokensTake,
+    TokensValid,
+    TokensWithin,
+)
 
 __all__ = [
     "Add",
@@ -83,6 +98,7 @@ __all__ = [
     "HeadsSplit",
     "Iota",
     "KvAppend",
+    "KvPositions",
     "KvRead",
     "Layer",
     "LayerNorm",
@@ -92,6 +108,8 @@ __all__ = [
     "MaskAnd",
     "MaskCausal",
     "MaskDense",
+    "MaskKeep",
+    "MaskState",
     "MaskValid",
     "MaskWindow",
     "MatMul",
@@ -112,11 +130,16 @@ __all__ = [
     "Rope",
     "RopeLayout",
     "RopeTable",
+    "ScoreAttention",
     "Slice",
     "Softmax",
     "Sub",
     "Take",
+    "TokensFind",
+    "TokensSelect",
     "TokensTake",
+    "TokensValid",
+    "TokensWithin",
     "TopK",
     "Unary",
     "Where",

@@ -6,8 +6,9 @@ gathers the positions and its masks stay right.
 
 from elidir.ir.errors import IRTypeError
 from elidir.ir.op import Op, Value, op
-from elidir.ir.symbols import Dim, format_dim
-from elidir.ir.types import DType, Mask, Type
+from elidir.ir.ops.tokens import token_set
+from elidir.ir.symbols import Dim, as_dim, format_dim
+from elidir.ir.types import KV, DType, Mask, Type
 
 
 def _pair(queries: Value, keys: Value) -> Mask:
@@ -90,3 +91,47 @@ class MaskAnd(Op):
         if not isinstance(a, Mask) or not isinstance(b, Mask) or a.dims[2] != b.dims[2]:
             raise IRTypeError(f"needs two masks over the same keys, not {a} and {b}")
         return Mask((_batch(a.dims[0], b.dims[0]), _batch(a.dims[1], b.dims[1]), a.dims[2]))
+
+
+def _step_mask(value: Value) -> Mask:
+    """Return a mask over cached keys and as many new ones as there are queries."""
+    if not isinstance(value.type, Mask):
+        raise IRTypeError(f"{value!r} is not a mask")
+    return value.type
+
+
+@op("mask.keep")
+class MaskKeep(Op):
+    """The mask of a step for a set of its tokens: their queries, the cached keys, their new keys.
+
+    The mask is [B, N, S + N], the set K of N, the result [B, K, S + K]. Filling is seen by itself
+    alone.
+    """
+
+    mask: Value
+    tokens: Value
+
+    def infer(self) -> Type:
+        mask, tokens = _step_mask(self.mask), token_set(self.tokens)
+        if mask.dims[1] != tokens.of:
+            raise IRTypeError(f"{tokens} does not choose among the queries of {mask}")
+        cached = mask.dims[2] - mask.dims[1]
+        return Mask((tokens.batch, tokens.length, as_dim(cached + tokens.length)))
+
+
+@op("mask.state")
+class MaskState(Op):
+    """The mask of a step over the keys of one state: its S' cached ones, then the new ones.
+
+    The caller's mask is [B, N, S + N]; of it the last N columns count. A cached key is seen where
+    the state holds it as valid: every new token comes after it. The result is [B, N, S' + N].
+    """
+
+    mask: Value
+    kv: Value
+
+    def infer(self) -> Type:
+        mask, kv = _step_mask(self.mask), self.kv.type
+        if not isinstance(kv, KV) or not kv.placed:
+            raise IRTypeError(f"{self.kv!r} keeps no validity of its own; it must be placed")
+        return Mask((kv.batch, mask.dims[1], as_dim(kv.length + mask.dims[1])))

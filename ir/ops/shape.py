@@ -139,22 +139,6 @@ class Take(Op):
         return Tensor((*x.dims[:axis], *self.index.tensor.dims, *x.dims[axis + 1 :]), x.dtype)
 
 
-@op("tokens.take")
-class TokensTake(Op):
-    """out[b, r] = x[b, rows[b, r]]: the chosen tokens of each row of the batch."""
-
-    x: Value
-    rows: Value
-
-    def infer(self) -> Type:
-        x, rows = self.x.tensor, self.rows.tensor
-        if len(x.dims) < 2 or len(rows.dims) != 2:
-            raise IRTypeError(f"needs x[B, N, ..] and rows[B, R], not {x} and {rows}")
-        if x.dims[0] != rows.dims[0] or not rows.dtype.is_int:
-            raise IRTypeError(f"rows {rows} are no integers for each batch row of {x}")
-        return Tensor((x.dims[0], rows.dims[1], *x.dims[2:]), x.dtype)
-
-
 @op("iota")
 class Iota(Op):
     """out[i] = start + i, of `length` elements."""

@@ -1,0 +1,151 @@
+"""Ops over sets of tokens in plain torch: scores, the choice by them, and what follows it."""
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from elidir.backends.protocol import Kernel, PlacedState
+from elidir.backends.reference.attention import probabilities
+from elidir.backends.reference.registry import kernel
+from elidir.backends.tokens import Tokens, take
+from elidir.backends.weights import Weights
+from elidir.ir import (
+    MaskKeep,
+    MaskState,
+    ScoreAttention,
+    TokensFind,
+    TokensSelect,
+    TokensTake,
+    TokensValid,
+    TokensWithin,
+)
+
+ROWS_AT_ONCE = 64
+
+
+@kernel(ScoreAttention)
+def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
+    """Attention of the given queries, some rows at a time, added up over them."""
+    softmax = probabilities(op, weights)
+    takes_mask, takes_bias = op.mask is not None, op.bias is not None
+
+    def run(q: Tensor, k: Tensor, *rest: Tensor | None) -> Tensor:
+        mask = rest[0] if takes_mask else None
+        bias = rest[-1] if takes_bias else None
+        batch, heads, rows, _ = q.shape
+        groups = k.shape[1]
+        total = torch.zeros(batch, groups, k.shape[2])
+        for start in range(0, rows, ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            found = softmax(q[:, :, some], k, _rows(mask, some, 1), _rows(bias, some, 2))
+            total += found.sum(2).float().unflatten(1, (groups, heads // groups)).mean(2)
+        return total
+
+    return run
+
+
+def _rows(x: Tensor | None, some: slice, axis: int) -> Tensor | None:
+    if x is None or x.shape[axis] == 1:
+        return x
+    return x[(slice(None),) * axis + (some,)]
+
+
+@kernel(TokensSelect)
+def select(op: TokensSelect, weights: Weights) -> Kernel:
+    """The highest scores of each row; of equal ones the first."""
+    share = Fraction(str(op.keep)).limit_denominator(10_000)
+
+    def kept(n: Tensor) -> Tensor:
+        part = (n * share.numerator + share.denominator - 1) // share.denominator
+        return part.clamp(min=op.at_least)
+
+    def run(scores: Tensor, valid: Tensor, rows: Tensor) -> Tokens:
+        size = int(kept(torch.tensor(scores.shape[1])))
+        counts = valid.sum(1)
+        counts = torch.minimum(kept(counts), counts)
+        scores = scores.masked_fill(~valid, -math.inf).scatter(1, rows, math.inf)
+        index = scores.argsort(dim=1, descending=True, stable=True)[:, :size]
+        chosen = torch.arange(size) < counts[:, None]
+        index = torch.where(chosen, index, -1).sort(dim=1).values
+        filled = bool((index < 0).any())
+        return Tokens(index.clamp(min=0), index >= 0 if filled else None)
+
+    return run
+
+
+@kernel(TokensTake)
+def tokens_take(op: TokensTake, weights: Weights) -> Kernel:
+    """Choose tokens in each row of the batch."""
+    axis = op.axis
+
+    def run(x: Tensor | None, rows: Tensor | Tokens) -> Tensor | None:
+        if x is None or (x.dtype is torch.bool and x.shape[axis] == 1):
+            return x  # a mask that is the same for all queries
+        return take(x, rows.index if isinstance(rows, Tokens) else rows, axis)
+
+    return run
+
+
+@kernel(TokensWithin)
+def within(op: TokensWithin, weights: Weights) -> Kernel:
+    """A set of a set's tokens."""
+    return lambda inner, outer: inner.within(outer)
+
+
+@kernel(TokensValid)
+def tokens_valid(op: TokensValid, weights: Weights) -> Kernel:
+    """Which are no filling."""
+    return lambda tokens: tokens.is_valid()
+
+
+@kernel(TokensFind)
+def find(op: TokensFind, weights: Weights) -> Kernel:
+    """Places in a set."""
+    return lambda tokens, rows: tokens.find(rows)
+
+
+# ---- masks of a step
+
+
+@kernel(MaskKeep)
+def keep(op: MaskKeep, weights: Weights) -> Kernel:
+    """Queries and new keys of a set."""
+
+    def run(mask: Tensor | None, tokens: Tokens) -> Tensor | None:
+        if mask is None and tokens.valid is None:
+            return None
+        mask = torch.ones(1, 1, 1, dtype=torch.bool) if mask is None else mask
+        queries = take(mask, tokens.index, 1)
+        cached = mask.shape[2] - mask.shape[1]
+        new = take(queries[:, :, cached:], tokens.index, 2)
+        if tokens.valid is not None:
+            new = new & tokens.valid[:, None, :]
+            new.diagonal(0, 1, 2).fill_(True)
+        return torch.cat([queries[:, :, :cached], new], dim=2) if cached else new
+
+    return run
+
+
+@kernel(MaskState)
+def of_state(op: MaskState, weights: Weights) -> Kernel:
+    """Cached keys by the state's own validity, new ones as the caller says.
+
+    A mask of None comes with one new token: it sees all.
+    """
+
+    def run(mask: Tensor | None, kv: PlacedState) -> Tensor | None:
+        valid, length = kv.valid(), kv.storage()[2]
+        if mask is None and valid is None:
+            return None
+        new = torch.ones(1, 1, 1, dtype=torch.bool) if mask is None else mask
+        tokens = new.shape[1]
+        if length == 0 and new.shape[2] == tokens:
+            return new
+        cached = torch.ones(1, length, dtype=torch.bool) if valid is None else valid
+        batch = max(len(cached), len(new))
+        new = new[:, :, new.shape[2] - tokens :].expand(batch, -1, -1)
+        return torch.cat([cached[:, None].expand(batch, tokens, length), new], dim=2)
+
+    return run

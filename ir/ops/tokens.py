@@ -1,0 +1,160 @@
+"""Dropping tokens: scores, the choice by scores, and taking what was chosen along.
+
+A policy op takes its signal as an operand, so a stale score is a type error and not a wrong answer.
+A set is always of the tokens that its operand has, and says how many these are.
+"""
+
+from fractions import Fraction
+
+import sympy
+
+from elidir.ir.errors import IRTypeError
+from elidir.ir.op import Op, Value, Weight, op
+from elidir.ir.symbols import Dim, as_dim, ceildiv, format_dim
+from elidir.ir.types import DType, Mask, Tensor, TokenSet, Type, check_rank, replace_dim
+
+
+def token_set(value: Value) -> TokenSet:
+    """Return the type of a token set; raises `IRTypeError` for any other value."""
+    if not isinstance(value.type, TokenSet):
+        raise IRTypeError(f"{value!r} is not a set of tokens; make it with tokens.select")
+    return value.type
+
+
+@op("score.attention")
+class ScoreAttention(Op):
+    """out[b, g, k] = sum over queries of softmax(scale * q k^T + bias, where mask): f32[B, G, K].
+
+    It is what a key gets of the attention of R queries, the mean over the heads that share key head
+    g. Operands are those of `attention` without the values: q is [B, H, R, D], k [B, G, K, D]. The
+    attention beside it stays fused; only these rows are made again.
+    """
+
+    q: Value
+    k: Value
+    mask: Value | None = None
+    bias: Value | None = None
+    sinks: Weight | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def infer(self) -> Type:
+        q, k = self.q.tensor, self.k.tensor
+        check_rank(q, 4, "queries [B, H, R, D]")
+        check_rank(k, 4, "keys [B, G, K, D]")
+        if q.dims[3] != k.dims[3] or q.dims[0] != k.dims[0]:
+            raise IRTypeError(f"queries {q} and keys {k} do not fit")
+        mask = None if self.mask is None else self.mask.type
+        if mask is not None and mask.dims[1:] not in (
+            (q.dims[2], k.dims[2]),
+            (1, k.dims[2]),
+        ):
+            raise IRTypeError(f"{mask} does not fit queries {q} and keys {k}")
+        return Tensor(k.dims[:3], DType.F32)
+
+
+@op("tokens.select")
+class TokensSelect(Op):
+    """The tokens of highest score, `keep` of the valid ones of each row, in their order.
+
+    A row of n valid tokens keeps max(ceil(keep * n), at_least), or n where it has fewer. The tokens
+    that `rows` i64[B, R] names are always kept. Scores are f32[B, N], `valid` is bool[B, N]. There
+    must be `at_least` tokens.
+    """
+
+    scores: Value
+    valid: Value
+    rows: Value
+    keep: float = 1.0
+    at_least: int = 1
+
+    def infer(self) -> Type:
+        scores, valid, rows = self.scores.tensor, self.valid.tensor, self.rows.tensor
+        check_rank(scores, 2, "scores [B, N]")
+        if valid != Tensor(scores.dims, DType.BOOL):
+            raise IRTypeError(f"scores are {scores}, but valid is {valid}")
+        if len(rows.dims) != 2 or rows.dims[0] != scores.dims[0]:
+            raise IRTypeError(f"rows are {rows}; name tokens of each row of {scores}")
+        batch, tokens = scores.dims
+        return TokenSet(batch, kept(tokens, self.keep, self.at_least), tokens)
+
+    def verify(self) -> None:
+        if not 0 < self.keep <= 1 or self.at_least < 1:
+            raise IRTypeError(f"cannot keep {self.keep} and at least {self.at_least} of the tokens")
+
+
+def kept(tokens: Dim, keep: float, at_least: int) -> Dim:
+    """Return how many of `tokens` are kept: max(ceil(keep * tokens), at_least)."""
+    share = Fraction(str(keep)).limit_denominator(10_000)
+    part = ceildiv(as_dim(sympy.sympify(tokens) * share.numerator), share.denominator)
+    return as_dim(sympy.Max(part, at_least))
+
+
+@op("tokens.take")
+class TokensTake(Op):
+    """out[.., r, ..] = x[.., rows[b, r], ..] along `axis`: the chosen tokens of each batch row.
+
+    x is [B, ..]; `rows` is i64[B, R], or a set. Of a mask [B, N, K] the chosen queries are taken.
+    """
+
+    x: Value
+    rows: Value
+    axis: int = 1
+
+    def infer(self) -> Type:
+        x, batch, count = self.x.type, *self._chosen()
+        if isinstance(x, Mask):
+            return Mask((x.dims[0], count, x.dims[2]))
+        x = self.x.tensor
+        if not 1 <= self.axis < len(x.dims):
+            raise IRTypeError(f"{x} has no tokens along axis {self.axis}")
+        of = token_set(self.rows).of if isinstance(self.rows.type, TokenSet) else None
+        if x.dims[0] != batch or of not in (None, x.dims[self.axis]):
+            raise IRTypeError(f"{self.rows.type} does not choose among the tokens of {x}")
+        return Tensor(replace_dim(x.dims, self.axis, count), x.dtype)
+
+    def _chosen(self) -> tuple[Dim, Dim]:
+        if isinstance(self.rows.type, TokenSet):
+            return self.rows.type.batch, self.rows.type.length
+        rows = self.rows.tensor
+        if len(rows.dims) != 2 or not rows.dtype.is_int:
+            raise IRTypeError(f"rows {rows} are no integers for each batch row")
+        return rows.dims[0], rows.dims[1]
+
+
+@op("tokens.within")
+class TokensWithin(Op):
+    """A set of the tokens of another set, as a set of what that one was chosen from."""
+
+    inner: Value
+    outer: Value
+
+    def infer(self) -> Type:
+        inner, outer = token_set(self.inner), token_set(self.outer)
+        if inner.of != outer.length:
+            held = format_dim(outer.length)
+            raise IRTypeError(f"{inner} does not choose among the {held} tokens of {outer}")
+        return TokenSet(inner.batch, inner.length, outer.of)
+
+
+@op("tokens.valid")
+class TokensValid(Op):
+    """Which tokens of a set are no filling: bool[B, K]."""
+
+    tokens: Value
+
+    def infer(self) -> Type:
+        found = token_set(self.tokens)
+        return Tensor((found.batch, found.length), DType.BOOL)
+
+
+@op("tokens.find")
+class TokensFind(Op):
+    """Where tokens i64[B, R] of the whole stand in a set that holds them: i64[B, R]."""
+
+    tokens: Value
+    rows: Value
+
+    def infer(self) -> Type:
+        token_set(self.tokens)
+        return self.rows.tensor

@@ -1,0 +1,116 @@
+"""prune-tokens: prompt tokens that the last one does not look at stop at some layer (LazyLLM).
+
+Progressive pruning over layers, arXiv 2407.14057: before each of a few layers, the tokens that the
+last token attends to least go no further. Their keys stay in the layers that they reached. What is
+new in the program is written by `narrowing.py`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from elidir.ir import Attention, Layer, Module, Op, Opaque, Symbol
+from elidir.passes.base import Context, Invariant, Pass, PassResult
+from elidir.passes.errors import PipelineError
+from elidir.passes.exact.dce import sweep
+from elidir.passes.options import Range
+from elidir.passes.registry import register
+from elidir.passes.token_pruning.narrowing import Choice, Narrowing, cached
+from elidir.passes.token_pruning.scorers import SCORERS
+
+Keep = Annotated[float, Range(ge=0.01, le=1)]
+
+
+@register
+@dataclass(frozen=True)
+class PruneTokens(Pass):
+    """Drop prompt tokens before some layers: `keep` of them go on past each.
+
+    `at` are the layers, counted from 0, before which tokens are dropped; by default they lie at a
+    half, two thirds and five sixths of the depth. `keep` is one part for all or one for each. A
+    prompt of `at_least` tokens or fewer is left whole, and no fewer ever go on. The last token
+    always goes on, and positions stay what they were.
+
+    Before: `@step` over N new tokens. After: `@step` drops nothing but takes states of their own
+    length for the later layers, and `@prefill` reads a prompt: with `%t = score.attention ..` and
+    `%s = tokens.select %t, ..` in the layer before, `%h = tokens.take %h, %s` for the layers after.
+
+    `keep=1` changes nothing; `force=true` selects all the same.
+    """
+
+    name = "prune-tokens"
+    invariant = Invariant.QUALITY
+
+    keep: Keep | tuple[Keep, ...] = 0.5
+    at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
+    at_least: Annotated[int, Range(ge=1)] = 64
+    scorer: Literal["last-row"] = "last-row"
+    force: bool = False
+
+    def run(self, module: Module, cx: Context) -> PassResult:
+        """Check that tokens may be dropped, and write both programs."""
+        if not self.force and {self.keep} <= {1.0} | {(1.0,) * n for n in range(99)}:
+            return cx.unchanged()
+        if "step" not in module.functions:
+            cx.missed("@step", "there is none: the model has no cache to drop tokens from")
+            return cx.unchanged()
+        step = module["step"].region
+        layers = [op for op in step.ops if isinstance(op, Layer)]
+        cuts = self._cuts(len(layers))
+        reason = _obstacle(layers, cuts)
+        if reason or not cx.fuel.take(f"{self.name} at @step"):
+            cx.missed("@step", reason or "no fuel is left")
+            return cx.unchanged()
+        keep = self.keep if isinstance(self.keep, tuple) else (self.keep,) * len(cuts)
+        choice = Choice(SCORERS[self.scorer], keep, self.at_least)
+        new = replace(module, symbols=module.symbols | self._symbols(module, cuts))
+        new = new.with_function(Narrowing(step, cuts).function("step"))
+        new = new.with_function(Narrowing(step, cuts, choice).function("prefill"))
+        parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(keep, cuts, strict=True))
+        cx.applied("@prefill", f"of a prompt go on: {parts}")
+        return cx.result(sweep(new))
+
+    def _cuts(self, layers: int) -> tuple[int, ...]:
+        """Return the layers to prune before; raises `PipelineError` where there are none such."""
+        cuts = self.at
+        if cuts is None:
+            cuts = tuple(dict.fromkeys(max(layers * n // 6, 1) for n in (3, 4, 5)))
+        if list(cuts) != sorted(set(cuts)) or (layers and cuts and cuts[-1] >= layers):
+            raise PipelineError(
+                f"pass '{self.name}' cannot prune before layers {cuts} of {layers}; give rising "
+                f"numbers from 1 to {layers - 1}"
+            )
+        if isinstance(self.keep, tuple) and len(self.keep) != len(cuts):
+            raise PipelineError(
+                f"pass '{self.name}' has keep={self.keep} for {len(cuts)} layers; give one part, "
+                "or as many as layers"
+            )
+        return cuts
+
+    def _symbols(self, module: Module, cuts: tuple[int, ...]) -> dict[str, Symbol]:
+        bound = module.symbols["N"].hi
+        groups = range(1, len(cuts) + 1)
+        return {
+            "P": Symbol(self.at_least + 1, bound, "tokens of a prompt"),
+            **{
+                str(cached(g)): Symbol(0, bound, f"tokens cached from layer {cuts[g - 1]} on")
+                for g in groups
+            },
+        }
+
+
+def _obstacle(layers: list[Layer], cuts: tuple[int, ...]) -> str:
+    """Return why tokens cannot be dropped before these layers, or ""."""
+    if len(layers) < 2:
+        return f"it has {len(layers)} layers to drop tokens between"
+    for layer in layers[cuts[0] - 1 :]:
+        found = [op for op in layer.body.region.ops if isinstance(op, Attention)]
+        if len(found) != 1:
+            return f"{layer.scope} has {len(found)} attentions; which one decides is not known"
+        if counts := next((op for op in layer.body.region.ops if _counts(op)), None):
+            return f"{layer.scope}: {counts.target} is given the number of tokens"
+    return ""
+
+
+def _counts(op: Op) -> bool:
+    """Whether an op that is run as it is holds the number of tokens, which would change."""
+    return isinstance(op, Opaque) and '"dim"' in op.args
