@@ -31,6 +31,7 @@ from elidir.ir import (
     HeadsSplit,
     Iota,
     KvAppend,
+    KvPositions,
     KvRead,
     LayerNorm,
     Linear,
@@ -39,6 +40,8 @@ from elidir.ir import (
     MaskAnd,
     MaskCausal,
     MaskDense,
+    MaskKeep,
+    MaskState,
     MaskValid,
     MaskWindow,
     MatMul,
@@ -58,11 +61,16 @@ from elidir.ir import (
     RmsNorm,
     Rope,
     RopeTable,
+    ScoreAttention,
     Slice,
     Softmax,
     Sub,
     Take,
+    TokensFind,
+    TokensSelect,
     TokensTake,
+    TokensValid,
+    TokensWithin,
     TopK,
     Unary,
     Value,
@@ -72,6 +80,7 @@ from elidir.ir import (
 )
 
 VIEWS = (Const, Expand, HeadsSplit, KvRead, Permute, Reshape, Slice)
+SORT_FLOPS = 16
 SOFTMAX_FLOPS = 5  # subtract the maximum, exponentiate, add up, divide, compare for the maximum
 
 
@@ -120,6 +129,18 @@ def tokens_take(op: TokensTake, s: Sizes) -> Work:
 def _gather(x: Value, index: Value, out: Value, s: Sizes) -> Work:
     chosen = Work(read={s.store_of(x): s.bytes_of(out)}, launches=1)
     return chosen + s.reads(index) + s.writes(out)
+
+
+@work(TokensSelect)
+def tokens_select(op: TokensSelect, s: Sizes) -> Work:
+    """A sort of each row: log2 of its length comparisons a token, taken as 16."""
+    return s.traffic(op) + s.vector(SORT_FLOPS * _count(op.scores), op.scores)
+
+
+@work(TokensFind, TokensValid, TokensWithin)
+def tokens_of(op: Op, s: Sizes) -> Work:
+    """A lookup for each token of the set."""
+    return s.traffic(op)
 
 
 @work(Embed)
@@ -210,6 +231,16 @@ def attention(op: Attention, s: Sizes) -> Work:
     return s.traffic(op) + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
 
 
+@work(ScoreAttention)
+def score_attention(op: ScoreAttention, s: Sizes) -> Work:
+    """Q k^T for the queries that decide, the softmax, and the sum: nothing is mixed."""
+    batch, heads, rows, width = op.q.tensor.dims
+    pairs = batch * heads * rows * op.k.tensor.dims[2]
+    extra = 1 + (op.bias is not None) + 3 * (op.softcap is not None)
+    flops = s.matrix(2 * pairs * width, op.q)
+    return s.traffic(op) + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
+
+
 # ---- state
 
 
@@ -218,6 +249,12 @@ def kv_append(op: KvAppend, s: Sizes) -> Work:
     """The new keys and values are read and written; those in the cache stay where they are."""
     size = s.bytes_of(op.k) + s.bytes_of(op.v)
     return s.reads(op.k, op.v) + Work(written={Store.KV: size}, launches=1)
+
+
+@work(KvPositions)
+def kv_positions(op: KvPositions, s: Sizes) -> Work:
+    """A position for each cached token."""
+    return s.writes(op.result)
 
 
 # ---- elementwise and along an axis
@@ -298,7 +335,7 @@ def bias(op: AlibiBias, s: Sizes) -> Work:
     return s.traffic(op) + s.vector(2 * _count(op.result), op.result)
 
 
-@work(MaskAnd, MaskCausal, MaskDense, MaskValid, MaskWindow)
+@work(MaskAnd, MaskCausal, MaskDense, MaskKeep, MaskState, MaskValid, MaskWindow)
 def mask(op: Op, s: Sizes) -> Work:
     """One comparison an entry, two for a window; the predicate is written out, a byte an entry."""
     each = 2 if isinstance(op, MaskWindow) else 1

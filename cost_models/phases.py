@@ -14,6 +14,7 @@ from elidir.cost_models.formats import storage_format
 from elidir.cost_models.op_work import VIEWS
 from elidir.cost_models.work import Precision, Sizes, Store, Work, is_modelled, work_of
 from elidir.ir import (
+    KV,
     Const,
     Dim,
     Function,
@@ -24,7 +25,9 @@ from elidir.ir import (
     Region,
     Symbol,
     Value,
+    evaluate,
     format_dim,
+    free_symbols,
     resolve,
 )
 
@@ -90,20 +93,52 @@ def prefill(module: Module, request: Request) -> Phase:
     """Return the phase that reads the prompt; without `@step`, a forward over it."""
     if not has_cache(module):
         return _forward("forward", module, request, request.prompt)
-    return _step("prefill", module, request, new=request.prompt, cached=0)
+    function = _reader(module, request.prompt)
+    return _step("prefill", module, request, function, new=request.prompt, cached=0)
 
 
 def decode(module: Module, request: Request, cached: int) -> Phase:
     """Return the phase that makes one token after `cached` others."""
     if not has_cache(module):
         return _forward("decode without a cache", module, request, cached + 1)
-    return _step("decode", module, request, new=1, cached=cached)
+    return _step("decode", module, request, module["step"], new=1, cached=cached)
 
 
-def _step(name: str, module: Module, request: Request, *, new: int, cached: int) -> Phase:
-    function = module["step"]
-    sizes = {"S": cached, "R": 1, **_axes(function, request.batch, new)}
+def _reader(module: Module, prompt: int) -> Function:
+    """Return what reads a prompt: `@prefill` if it takes one of this length, else `@step`."""
+    function = module.functions.get("prefill")
+    if function is None or prompt < module.symbols[_tokens(function)].lo:
+        return module["step"]
+    return function
+
+
+def _tokens(function: Function) -> str:
+    return format_dim(function.region.params[0].type.dims[1])
+
+
+def _step(
+    name: str, module: Module, request: Request, function: Function, *, new: int, cached: int
+) -> Phase:
+    sizes = {"S": cached, "R": 1, **_held(module, request, cached)}
+    sizes |= _axes(function, request.batch, new)
     return _phase(name, module, function, request, sizes)
+
+
+def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
+    """Return how much each placed state holds after `cached` tokens.
+
+    Of the prompt it is what reading it appends, and every token since.
+    """
+    prompt = min(cached, request.cached)
+    reader = _reader(module, prompt)
+    kinds = [v.type for v in reader.region.results if isinstance(v.type, KV) and v.type.placed]
+    empty = {name: 0 for kind in kinds for name in free_symbols(kind.length)}
+    read = empty | {_tokens(reader): prompt}
+    held: dict[str, int] = {}
+    for kind in kinds:
+        own = free_symbols(kind.length) - {_tokens(reader)}
+        held |= dict.fromkeys(own, evaluate(kind.length, read) + cached - prompt)
+    return held
 
 
 def _forward(name: str, module: Module, request: Request, length: int) -> Phase:

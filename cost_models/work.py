@@ -24,6 +24,7 @@ from elidir.ir import (
     Mask,
     Op,
     Tensor,
+    TokenSet,
     Value,
     Weight,
     as_dim,
@@ -156,6 +157,8 @@ class Sizes:
             return product(kind.dims) * self.precision.held(kind.dtype).bytes
         if isinstance(kind, Mask):
             return product(kind.dims)
+        if isinstance(kind, TokenSet):
+            return 9 * product((kind.batch, kind.length))  # an index and a bool
         return self.kv_bytes(kind)
 
     def kv_bytes(self, kind: KV) -> Dim:

@@ -171,7 +171,8 @@ class Pass:
 
     `requires` holds the stages at which it runs (none means any) and the analyses that it reads,
     `needs` the names of observations, `preserves` the analyses that stay true after it, `produces`
-    the stage that it leads to.
+    the stage that it leads to. A pass that changes outputs has options at which it is `neutral`,
+    and an `identity`: those at which it changes the program, but no output.
     """
 
     name: ClassVar[str] = ""
@@ -179,6 +180,8 @@ class Pass:
     requires: ClassVar[tuple[Stage | Analysis[Any], ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     preserves: ClassVar[tuple[Analysis[Any], ...]] = ()
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    identity: ClassVar[Mapping[str, Any] | None] = None
     produces: ClassVar[Stage | None] = None
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ def _parse_pair(name: str, text: str) -> tuple[str, Any]:
 
 def _parse_value(text: str) -> Any:
     if text.startswith("(") and text.endswith(")"):
-        return [_parse_value(p) for p in split(text[1:-1])]
+        return [_parse_value(p) for p in split(text[1:-1].removesuffix(","))]
     if text in _KEYWORDS:
         return _KEYWORDS[text]
     if text.startswith('"'):

@@ -7,7 +7,7 @@ that threads KV state. `MAKERS` holds one way of making each op kind. Nothing he
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import sympy
@@ -55,11 +55,13 @@ def _compound(inner: st.SearchStrategy[sympy.Expr]) -> st.SearchStrategy[sympy.E
 
 
 def types() -> st.SearchStrategy[ir.Type]:
-    """Tensors of any rank, masks and KV caches."""
+    """Tensors of any rank, masks, KV caches and sets of tokens."""
     dim, dtype = dims(leaves=3), st.sampled_from(DType)
     tensors = st.builds(Tensor, st.lists(dim, max_size=4).map(tuple), dtype)
     masks = st.builds(ir.Mask, st.tuples(dim, dim, dim))
-    return tensors | masks | st.builds(ir.KV, dim, dim, dim, dim, dim, dtype, st.booleans())
+    flag = st.booleans()
+    caches = st.builds(ir.KV, dim, dim, dim, dim, dim, dtype, flag, flag)
+    return tensors | masks | caches | st.builds(ir.TokenSet, dim, dim, dim)
 
 
 # ---- modules
@@ -119,11 +121,15 @@ class ModuleMaker:
         grower = Grower(self.rng, N)
         layers = self.rng.randint(1, 3)
         kpos = Value(Tensor((B, S + N), DType.I64), "kpos")
-        mask = Value(ir.Mask((B, N, S + N)), "mask")
+        given_mask = mask = Value(ir.Mask((B, N, S + N)), "mask")
         rows = Value(Tensor((B, R), DType.I64), "rows")
         caches = [Value(cache_type(S), f"kv.{i}") for i in range(layers)]
+        own = Value(replace(cache_type(S), placed=True), "kv.own")
         grower.add(ir.Embed(grower.ids, grower.weight(VOCABULARY, WIDTH)))
         valid = grower.add(ir.Full((B, N), True, DType.BOOL))
+        if self.rng.random() < 0.5:
+            grower.add(ir.KvPositions(own))
+            mask = grower.add(ir.MaskState(mask, own))
         body, states = cached_body(self.rng), []
         for i, cache in enumerate(caches):
             scope = f"layers.{self.rng.randint(0, 1)}.step{i}"
@@ -133,7 +139,7 @@ class ModuleMaker:
             states.append(layer.results[1])
             self.enter(body.weights, f"{scope}.")
         grower.add(ir.TokensTake(grower.hidden(), rows))
-        params = (grower.ids, grower.pos, kpos, mask, *caches, rows)
+        params = (grower.ids, grower.pos, kpos, given_mask, own, *caches, rows)
         return self.finish("step", grower, params, tuple(states))
 
     def finish(
@@ -207,6 +213,13 @@ class Grower:
         self.pos = Value(Tensor(lead, DType.I64), "pos")
         self.valid = Value(Tensor(lead, DType.BOOL), "valid")
         self.given = (self.ids, self.pos, self.valid)
+
+    def chosen(self, tokens: ir.Dim) -> Value:
+        """A set of the tokens."""
+        scores = self.add(ir.Reduce(self.hidden(), "mean", (-1,)))
+        scores = self.add(ir.Cast(scores, DType.F32))
+        keep, at_least = self.rng.choice([0.5, 0.35, 1.0]), self.rng.choice([1, 4])
+        return self.add(ir.TokensSelect(scores, self.valid, self.pos, keep, at_least))
 
     def grow(self, count: int) -> None:
         """Add ops made by `count` random makers."""
@@ -327,7 +340,15 @@ MAKERS |= {
     "pad": lambda g: g.add(ir.Pad(g.hidden(), 1, g.rng.randint(-1, 2), 1, g.number())),
     "take": lambda g: g.add(ir.Take(g.hidden(), g.pos, 1)),
     "topk": lambda g: g.add(ir.TopK(g.hidden(), 2)),
-    "tokens.take": lambda g: g.add(ir.TokensTake(g.hidden(), g.pos)),
+    "tokens.take": lambda g: g.add(
+        ir.TokensTake(g.hidden(), g.rng.choice([g.pos, g.chosen(g.tokens)]))
+    ),
+    "tokens.select": lambda g: g.chosen(g.tokens),
+    "tokens.valid": lambda g: g.add(ir.TokensValid(g.chosen(g.tokens))),
+    "tokens.find": lambda g: g.add(ir.TokensFind(g.chosen(g.tokens), g.pos)),
+    "mask.keep": lambda g: g.add(
+        ir.MaskKeep(g.add(ir.MaskCausal(g.pos, g.pos)), g.chosen(g.tokens))
+    ),
     "iota": lambda g: g.add(ir.Iota(g.rng.choice([g.tokens, 2 * g.tokens - 1, 3]))),
 }
 
@@ -339,6 +360,21 @@ def _attention(g: Grower) -> None:
     bias = g.rng.choice([None, g.add(ir.AlibiBias(g.pos, g.weight(HEADS)))])
     softcap = g.rng.choice([None, 30.0])
     g.add(ir.Attention(q, k, v, mask, bias, g.maybe(HEADS), g.rng.random(), softcap))
+
+
+@maker("tokens.within")
+def _within(g: Grower) -> None:
+    outer = g.chosen(g.tokens)
+    valid, rows = g.add(ir.TokensValid(outer)), g.add(ir.TokensFind(outer, g.pos))
+    scores = g.add(ir.Cast(valid, DType.F32))
+    inner = g.add(ir.TokensSelect(scores, valid, rows, g.rng.choice([0.3, 1.0]), 2))
+    g.add(ir.TokensWithin(inner, outer))
+
+
+@maker("score.attention")
+def _score(g: Grower) -> None:
+    mask = g.rng.choice([None, g.add(ir.MaskCausal(g.pos, g.pos))])
+    g.add(ir.ScoreAttention(g.heads(), g.heads(), mask, sinks=g.maybe(HEADS), scale=0.5))
 
 
 @maker("rope")

@@ -1,4 +1,8 @@
-"""Ops over sets of tokens in plain torch: scores, the choice by them, and what follows it."""
+"""Ops over sets of tokens in plain torch: scores, the choice by them, and what follows it.
+
+What a set is at run time is in `elidir.backends.tokens`. Which ops a pass puts together is the
+pass's affair.
+"""
 
 import math
 from fractions import Fraction
@@ -122,7 +126,7 @@ def keep(op: MaskKeep, weights: Weights) -> Kernel:
         new = take(queries[:, :, cached:], tokens.index, 2)
         if tokens.valid is not None:
             new = new & tokens.valid[:, None, :]
-            new.diagonal(0, 1, 2).fill_(True)
+            new.diagonal(0, 1, 2).logical_or_(~tokens.valid)
         return torch.cat([queries[:, :, :cached], new], dim=2) if cached else new
 
     return run

@@ -48,6 +48,7 @@ class ExtractOutliers(Pass):
     name = "extract-outliers"
     invariant = Invariant.QUALITY
     needs: ClassVar[tuple[str, ...]] = (LINEAR_INPUTS,)
+    neutral: ClassVar = {"fraction": None}
 
     fraction: Ratio | None = 0.03
     clip: Annotated[float, Range(ge=0.1, le=4)] | None = None

@@ -20,6 +20,7 @@ from elidir.ir import (
     Concat,
     Dim,
     DType,
+    ElidirError,
     Function,
     KvAppend,
     KvPositions,
@@ -55,6 +56,10 @@ def cached(group: int) -> sympy.Symbol:
     return symbol(f"S.{group}") if group else S
 
 
+class NarrowingError(ElidirError):
+    """What stands in the way of dropping tokens."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which tokens go on: by which score, what part at each cut, and at least how many."""
@@ -85,6 +90,11 @@ class _Group:
         """Return the axis of a tensor that runs over the group's tokens."""
         dims = value.type.dims if isinstance(value.type, Tensor) else ()
         return next((i for i, d in enumerate(dims) if d == self.sizes[N]), None)
+
+    def has_tokens(self, value: Value) -> bool:
+        """Whether a value has a dimension that depends on the number of tokens."""
+        tokens = free_symbols(self.sizes[N])
+        return any(free_symbols(d) & tokens for d in value.type.dims)
 
 
 @dataclass(eq=False)
@@ -177,9 +187,12 @@ class Narrowing:
             new = self._emit(made.clone(lambda v: self.at(v, group.number), **sizes), early=True)
             return new.results[made.results.index(old)]
         before = self.at(old, group.number - 1)
-        axis = self.groups[group.number - 1].axis(before)
-        if group.inner is None or axis is None:
+        last = self.groups[group.number - 1]
+        axis = last.axis(before)
+        if group.inner is None or state or not last.has_tokens(before):
             return before
+        if axis is None:
+            raise NarrowingError(f"{before!r} has tokens in a dimension of other things too")
         return self._emit(TokensTake(before, group.inner, axis)).results[0]
 
     # ---- layers
@@ -193,7 +206,8 @@ class Narrowing:
         extra += [self.at(self.named["rows"]), self._valid(group)] if scored else []
         inputs = (*(self.at(v) for v in op.inputs), *extra)
         body = self._body(op.body, inputs, group, scored)
-        new = self._emit(Layer(body, inputs, scope=op.scope, loc=op.loc))
+        names = tuple(r.name for r in op.results)
+        new = self._emit(Layer(body, inputs, scope=op.scope, loc=op.loc, names=names))
         results = dict(zip(op.results, new.results, strict=False))
         group.values.update(results)
         if scored:

@@ -6,15 +6,15 @@ new in the program is written by `narrowing.py`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from elidir.ir import Attention, Layer, Module, Op, Opaque, Symbol
+from elidir.ir import KV, Attention, Layer, Module, Opaque, Region, Stage, Symbol
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
 from elidir.passes.options import Range
 from elidir.passes.registry import register
-from elidir.passes.token_pruning.narrowing import Choice, Narrowing, cached
+from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
 from elidir.passes.token_pruning.scorers import SCORERS
 
 Keep = Annotated[float, Range(ge=0.01, le=1)]
@@ -39,6 +39,9 @@ class PruneTokens(Pass):
 
     name = "prune-tokens"
     invariant = Invariant.QUALITY
+    requires = (Stage.GRAPH,)
+    neutral: ClassVar = {"keep": 1.0}
+    identity: ClassVar = {"keep": 1.0, "force": True}
 
     keep: Keep | tuple[Keep, ...] = 0.5
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
@@ -48,24 +51,30 @@ class PruneTokens(Pass):
 
     def run(self, module: Module, cx: Context) -> PassResult:
         """Check that tokens may be dropped, and write both programs."""
-        if not self.force and {self.keep} <= {1.0} | {(1.0,) * n for n in range(99)}:
-            return cx.unchanged()
-        if "step" not in module.functions:
-            cx.missed("@step", "there is none: the model has no cache to drop tokens from")
+        kept = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+        if set(kept) <= {1.0} and not self.force:
             return cx.unchanged()
         step = module["step"].region
         layers = [op for op in step.ops if isinstance(op, Layer)]
-        cuts = self._cuts(len(layers))
-        reason = _obstacle(layers, cuts)
+        reason = _obstacle(step, layers)
+        if not reason:
+            cuts = self._cuts(len(layers))
+            reason = next(filter(None, map(_closed, layers[cuts[0] - 1 :])), "")
         if reason or not cx.fuel.take(f"{self.name} at @step"):
             cx.missed("@step", reason or "no fuel is left")
             return cx.unchanged()
-        keep = self.keep if isinstance(self.keep, tuple) else (self.keep,) * len(cuts)
-        choice = Choice(SCORERS[self.scorer], keep, self.at_least)
+        kept = kept * len(cuts) if len(kept) == 1 else kept
+        choice = Choice(SCORERS[self.scorer], kept, self.at_least)
+        try:
+            functions = (Narrowing(step, cuts).function("step"),)
+            functions += (Narrowing(step, cuts, choice).function("prefill"),)
+        except NarrowingError as error:
+            cx.missed("@step", error.message)
+            return cx.unchanged()
         new = replace(module, symbols=module.symbols | self._symbols(module, cuts))
-        new = new.with_function(Narrowing(step, cuts).function("step"))
-        new = new.with_function(Narrowing(step, cuts, choice).function("prefill"))
-        parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(keep, cuts, strict=True))
+        for function in functions:
+            new = new.with_function(function)
+        parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(kept, cuts, strict=True))
         cx.applied("@prefill", f"of a prompt go on: {parts}")
         return cx.result(sweep(new))
 
@@ -98,19 +107,21 @@ class PruneTokens(Pass):
         }
 
 
-def _obstacle(layers: list[Layer], cuts: tuple[int, ...]) -> str:
-    """Return why tokens cannot be dropped before these layers, or ""."""
+def _obstacle(step: Region, layers: list[Layer]) -> str:
+    """Return why tokens cannot be dropped anywhere, or ""."""
+    if any(isinstance(p.type, KV) and p.type.placed for p in step.params):
+        return "its states hold tokens of their own choice already"
     if len(layers) < 2:
-        return f"it has {len(layers)} layers to drop tokens between"
-    for layer in layers[cuts[0] - 1 :]:
-        found = [op for op in layer.body.region.ops if isinstance(op, Attention)]
-        if len(found) != 1:
-            return f"{layer.scope} has {len(found)} attentions; which one decides is not known"
-        if counts := next((op for op in layer.body.region.ops if _counts(op)), None):
-            return f"{layer.scope}: {counts.target} is given the number of tokens"
+        return "it has no two layers to drop tokens between"
     return ""
 
 
-def _counts(op: Op) -> bool:
-    """Whether an op that is run as it is holds the number of tokens, which would change."""
-    return isinstance(op, Opaque) and '"dim"' in op.args
+def _closed(layer: Layer) -> str:
+    """Return why a layer can neither decide nor be given fewer tokens, or ""."""
+    found = [op for op in layer.body.region.ops if isinstance(op, Attention)]
+    if len(found) != 1:
+        return f"{layer.scope} has {len(found)} attentions; which one decides is not known"
+    for op in layer.body.region.ops:
+        if isinstance(op, Opaque) and '"dim"' in op.args:
+            return f"{layer.scope}: {op.target} is given a number of tokens, which would change"
+    return ""

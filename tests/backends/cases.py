@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 
 from elidir.backends.reference import FunctionalKV, encode_args
+from elidir.backends.tokens import Tokens
 from elidir.ir import (
     KV,
     Add,
@@ -36,6 +37,7 @@ from elidir.ir import (
     HeadsSplit,
     Iota,
     KvAppend,
+    KvPositions,
     KvRead,
     LayerNorm,
     Linear,
@@ -44,6 +46,8 @@ from elidir.ir import (
     MaskAnd,
     MaskCausal,
     MaskDense,
+    MaskKeep,
+    MaskState,
     MaskValid,
     MaskWindow,
     MatMul,
@@ -65,12 +69,18 @@ from elidir.ir import (
     Rope,
     RopeLayout,
     RopeTable,
+    ScoreAttention,
     Slice,
     Softmax,
     Sub,
     Take,
     Tensor,
+    TokenSet,
+    TokensFind,
+    TokensSelect,
     TokensTake,
+    TokensValid,
+    TokensWithin,
     TopK,
     Unary,
     Value,
@@ -859,6 +869,138 @@ def kv_append(b: Bench) -> Any:
     more, extra = b.x("B", 2, "T", 4, dtype=DType.F32), b.x("B", 2, "T", 3, dtype=DType.F32)
     expected = FunctionalKV(torch.cat([k, b[more]], 2), torch.cat([v, b[extra]], 2))
     return KvAppend(kv, more, extra), expected
+
+
+class Own(FunctionalKV):
+    """A state that says where its tokens stand, the second of each row being none."""
+
+    def positions(self) -> torch.Tensor:
+        """Return positions 3, 2, 1, .. of the slots."""
+        return torch.arange(self.k.shape[2], 0, -1).expand(len(self.k), -1)
+
+    def valid(self) -> torch.Tensor:
+        """Return the validity of the slots."""
+        return (torch.arange(self.k.shape[2]) != 1).expand(len(self.k), -1)
+
+
+def own_state(b: Bench, length: int) -> Value:
+    """Return a placed state of `length` tokens."""
+    k, v = torch.randn(b.size("B"), 2, length, 4), torch.randn(b.size("B"), 2, length, 3)
+    kind = KV(dim("B"), 2, length, 4, 3, DType.F32, placed=True)
+    return b.state(kind, Own(k, v))
+
+
+@case(KvPositions)
+def kv_positions(b: Bench) -> Any:
+    return KvPositions(own_state(b, 3)), torch.tensor([[3, 2, 1]]).expand(b.size("B"), -1)
+
+
+# ---- sets of tokens
+
+
+def token_set(b: Bench) -> tuple[Value, list[list[int]]]:
+    """Return a set of three of T + 2 tokens, the first row's first filling, and what it holds."""
+    tokens = b.size("T + 2")
+    rows = [sorted(torch.randperm(tokens)[:3].tolist()) for _ in range(b.size("B"))]
+    index, valid = torch.tensor(rows), torch.ones(len(rows), 3, dtype=torch.bool)
+    index[0, 0], valid[0, 0] = 0, False
+    kind = TokenSet(dim("B"), 3, dim("T + 2"))
+    return b.state(kind, Tokens(index, valid)), [[-1, *rows[0][1:]], *rows[1:]]
+
+
+@case(TokensTake)
+def tokens_take_of_heads(b: Bench) -> Any:
+    x, (tokens, rows) = b.x("B", 2, "T + 2", 3), token_set(b)
+    lines = [line[:, [max(i, 0) for i in row]] for line, row in zip(b[x], rows, strict=True)]
+    return TokensTake(x, tokens, 2), torch.stack(lines)
+
+
+@case(TokensTake)
+def queries_of_a_mask(b: Bench) -> Any:
+    mask, (tokens, rows) = torch.rand(b.size("B"), b.size("T + 2"), 4) < 0.5, token_set(b)
+    lines = [line[[max(i, 0) for i in row]] for line, row in zip(mask, rows, strict=True)]
+    return TokensTake(b.mask(mask, "B", "T + 2", 4), tokens), torch.stack(lines)
+
+
+@case(TokensValid)
+def tokens_valid(b: Bench) -> Any:
+    tokens, rows = token_set(b)
+    return TokensValid(tokens), torch.tensor(rows) >= 0
+
+
+@case(TokensFind)
+def tokens_find(b: Bench) -> Any:
+    tokens, rows = token_set(b)
+    wanted = torch.tensor([[row[2], row[1]] for row in rows])
+    found = b.data(wanted, "B", 2, dtype=DType.I64)
+    return TokensFind(tokens, found), torch.tensor([[2, 1]]).expand(len(rows), -1)
+
+
+@case(TokensWithin)
+def tokens_within(b: Bench) -> Any:
+    outer, rows = token_set(b)
+    inner = Tokens(torch.tensor([[0, 2]] * len(rows)))
+    found = b.state(TokenSet(dim("B"), 2, 3), inner)
+    return TokensWithin(found, outer), [[row[0], row[2]] for row in rows]
+
+
+@case(TokensSelect, "few", "all", "at-least")
+def tokens_select(b: Bench, how: str) -> Any:
+    keep, at_least = {"few": (0.4, 1), "all": (1.0, 1), "at-least": (0.1, 2)}[how]
+    scores, valid = b.x("B", "T", dtype=DType.F32), b.bools("B", "T")
+    last = b.data(torch.full((b.size("B"), 1), b.size("T") - 1), "B", 1, dtype=DType.I64)
+    valid = b.data(
+        b[valid] | (torch.arange(b.size("T")) == b.size("T") - 1), "B", "T", dtype=DType.BOOL
+    )
+    rows = []
+    for line, known in zip(b[scores].tolist(), b[valid].tolist(), strict=True):
+        left = [i for i, ok in enumerate(known[:-1]) if ok]
+        count = min(max(-(-(round(keep * 10) * sum(known)) // 10), at_least), sum(known))
+        best = sorted(left, key=lambda i: -line[i])[: count - 1]
+        size = max(-(-(round(keep * 10) * len(line)) // 10), at_least)
+        rows.append([-1] * (size - count) + sorted([*best, len(line) - 1]))
+    return TokensSelect(scores, valid, last, keep, at_least), rows
+
+
+@case(MaskKeep)
+def mask_keep(b: Bench) -> Any:
+    new, (tokens, rows) = b.size("T + 2"), token_set(b)
+    mask = torch.rand(b.size("B"), new, 2 + new) < 0.5
+    at = torch.tensor(rows)
+    filling, at = at < 0, at.clamp(min=0)
+    batch = torch.arange(len(rows))[:, None, None]
+    keys = torch.cat([torch.arange(2).expand(len(rows), 2), 2 + at], 1)
+    wanted = mask[batch, at[:, :, None], keys[:, None, :]]
+    wanted[:, :, 2:] &= ~filling[:, None, :]
+    wanted[:, :, 2:] |= torch.diag_embed(filling)
+    return MaskKeep(b.mask(mask, "B", "T + 2", "T + 4"), tokens), wanted
+
+
+@case(MaskState)
+def mask_state(b: Bench) -> Any:
+    new, batch = b.size("T"), b.size("B")
+    mask = torch.rand(batch, new, 2 + new) < 0.5
+    cached = torch.tensor([True, False, True]).expand(batch, new, 3)
+    found = b.mask(mask, "B", "T", "T + 2")
+    return MaskState(found, own_state(b, 3)), torch.cat([cached, mask[:, :, 2:]], 2)
+
+
+@case(ScoreAttention, "plain", "mask", "softcap", "sinks")
+def score_attention(b: Bench, how: str) -> Any:
+    q, k = b.x("B", 4, 70, 4, dtype=b.dtype), b.x("B", 2, "T", 4, dtype=b.dtype)
+    found = torch.rand(b.size("B"), 70, b.size("T")) < 0.7
+    found[:, :, 0] = True
+    mask = b.mask(found, "B", 70, "T") if how == "mask" else None
+    sinks, softcap = (b.w(4) if how == "sinks" else None), (1.5 if how == "softcap" else None)
+    scores = b[q] @ b[k].repeat_interleave(2, 1).transpose(-1, -2) * 0.4
+    scores = 1.5 * (scores / 1.5).tanh() if softcap else scores
+    scores = scores.masked_fill(~found[:, None], -torch.inf) if mask else scores
+    weight = scores.exp()
+    share = weight.sum(-1, keepdim=True)
+    share = share if sinks is None else share + b[sinks].exp()[None, :, None, None]
+    given = (weight / share).sum(2)
+    wanted = (given[:, 0::2] + given[:, 1::2]) / 2
+    return ScoreAttention(q, k, mask, sinks=sinks, scale=0.4, softcap=softcap), wanted
 
 
 # ---- opaque

@@ -15,6 +15,7 @@ from elidir.backends.cpu import linear
 from elidir.backends.cpu.native import tape
 from elidir.backends.reference import KERNELS as REFERENCE
 from elidir.backends.reference import FunctionalKV
+from elidir.backends.tokens import Tokens
 from elidir.ir import KV, OPS, DType, Op, Tensor, Type, evaluate
 from tests.backends.bench import STEPS, TOLERANCE, Bench
 from tests.backends.cases import CASES
@@ -57,7 +58,10 @@ def is_grid(kind: Type) -> bool:
 
 
 def compare(got: Any, want: Any, tolerance: float) -> None:
-    """Compare tensors, or states by what they hold."""
+    """Compare tensors, or states and sets by what they hold."""
+    if isinstance(got, Tokens):
+        assert got.index.masked_fill(~got.is_valid(), -1).tolist() == want
+        return
     if isinstance(want, FunctionalKV):
         for mine, theirs in zip(got.read(), want.read(), strict=True):
             compare(mine, theirs, tolerance)

@@ -32,6 +32,10 @@ Q, K = v(B, 4, T, 8), v(B, 2, S, 8)
 MASK = Value(ir.Mask((B, T, S)), "m")
 KV = Value(ir.KV(B, 2, S, 8, 8, F32), "kv")
 ROWS = v(B, 3, dtype=I64)
+OWN = Value(ir.KV(B, 2, S, 8, 8, F32, placed=True), "kv")
+SET = Value(ir.TokenSet(B, 3, T), "set")
+STEP = Value(ir.Mask((B, T, S + T)), "m")
+SCORES = v(B, T)
 BODY = ir.make_body("b", ir.Region((X,), (), (X, X)))
 
 GRID = v(B, T, 8, dtype=DType.U8)
@@ -65,6 +69,7 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
         lambda: ir.KvAppend(KV, v(B, 2, T, 8), v(B, 2, T, 8)),
         "kv<B, 2, S + T, 8, 8, f32>",
     ),
+    "kv.positions": (lambda: ir.KvPositions(OWN), "i64[B, S]"),
     "kv.read": (lambda: ir.KvRead(KV), "f32[B, 2, S, 8], f32[B, 2, S, 8]"),
     "layer": (lambda: ir.Layer(BODY, (X,), "layers.0"), "f32[B, T, 8], f32[B, T, 8]"),
     "linear": (lambda: ir.Linear(X, w(4, 8), w(4)), "f32[B, T, 4]"),
@@ -76,6 +81,8 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "mask.and": (lambda: ir.MaskAnd(MASK, Value(ir.Mask((1, 1, S)))), "mask[B, T, S]"),
     "mask.causal": (lambda: ir.MaskCausal(IDS, v(1, S, dtype=I64)), "mask[B, T, S]"),
     "mask.dense": (lambda: ir.MaskDense(v(B, T, S, dtype=DType.BOOL)), "mask[B, T, S]"),
+    "mask.keep": (lambda: ir.MaskKeep(STEP, SET), "mask[B, 3, S + 3]"),
+    "mask.state": (lambda: ir.MaskState(STEP, OWN), "mask[B, T, S + T]"),
     "mask.valid": (lambda: ir.MaskValid(VALID), "mask[B, 1, T]"),
     "mask.window": (lambda: ir.MaskWindow(IDS, IDS, 3, 0), "mask[B, T, T]"),
     "matmul": (lambda: ir.MatMul(Q, v(8, 5)), "f32[B, 4, T, 5]"),
@@ -99,11 +106,22 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "reshape": (lambda: ir.Reshape(X, (B * T, 2, 4)), "f32[B*T, 2, 4]"),
     "rope": (lambda: ir.Rope(Q, v(1, T, 3), v(1, T, 3)), "f32[B, 4, T, 8]"),
     "rope.table": (lambda: ir.RopeTable(IDS, w(4)), "f32[B, T, 4], f32[B, T, 4]"),
+    "score.attention": (lambda: ir.ScoreAttention(Q, K, MASK), "f32[B, 2, S]"),
     "slice": (lambda: ir.Slice(X, -1, 1, 8, 3), "f32[B, T, 3]"),
     "softmax": (lambda: ir.Softmax(X, -1), "f32[B, T, 8]"),
     "sub": (lambda: ir.Sub(VALID, IDS), "i64[B, T]"),
     "take": (lambda: ir.Take(X, v(3, 5, dtype=I64), 1), "f32[B, 3, 5, 8]"),
-    "tokens.take": (lambda: ir.TokensTake(X, ROWS), "f32[B, 3, 8]"),
+    "tokens.find": (lambda: ir.TokensFind(SET, ROWS), "i64[B, 3]"),
+    "tokens.select": (
+        lambda: ir.TokensSelect(SCORES, VALID, ROWS, 0.3, 4),
+        "tokens<B, max(4, ceildiv(3*T, 10)), T>",
+    ),
+    "tokens.take": (lambda: ir.TokensTake(Q, SET, 2), "f32[B, 4, 3, 8]"),
+    "tokens.valid": (lambda: ir.TokensValid(SET), "bool[B, 3]"),
+    "tokens.within": (
+        lambda: ir.TokensWithin(Value(ir.TokenSet(B, 2, 3)), SET),
+        "tokens<B, 2, T>",
+    ),
     "topk": (lambda: ir.TopK(X, 2), "f32[B, T, 2], i64[B, T, 2]"),
     "unary": (lambda: ir.Unary(X, "not"), "bool[B, T, 8]"),
     "where": (lambda: ir.Where(VALID, True, False), "bool[B, T]"),
@@ -166,6 +184,9 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("kv.append", lambda: ir.KvAppend(X, K, K), "is not a KV cache"),
     ("kv.append", lambda: ir.KvAppend(KV, X, K), "needs keys [B, G, N, D]"),
     ("kv.append", lambda: ir.KvAppend(KV, v(B, 2, T, 8), v(B, 2, S, 8)), "do not fit kv<B"),
+    ("kv.append", lambda: ir.KvAppend(KV, v(B, 2, 3, 8), v(B, 2, 3, 8), SET), "of its own"),
+    ("kv.append", lambda: ir.KvAppend(OWN, v(B, 2, 5, 8), v(B, 2, 5, 8), SET), "not the tokens"),
+    ("kv.positions", lambda: ir.KvPositions(KV), "no positions of its own"),
     ("kv.read", lambda: ir.KvRead(K), "is not a KV cache"),
     ("layer", lambda: ir.Layer(BODY, (IDS,), "a"), "@b expects f32[B, T, 8] but got i64[B, T]"),
     ("layer", lambda: ir.Layer(BODY, (), "a"), "@b expects 1 inputs but got 0"),
@@ -191,6 +212,9 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("mask.and", lambda: ir.MaskAnd(MASK, Value(ir.Mask((B, 3, S)))), "T and 3 differ"),
     ("mask.causal", lambda: ir.MaskCausal(IDS, X), "positions must be [batch, tokens]"),
     ("mask.dense", lambda: ir.MaskDense(X), "needs bool[batch, queries, keys]"),
+    ("mask.keep", lambda: ir.MaskKeep(Value(ir.Mask((B, S, S))), SET), "does not choose among"),
+    ("mask.keep", lambda: ir.MaskKeep(X, SET), "is not a mask"),
+    ("mask.state", lambda: ir.MaskState(STEP, KV), "it must be placed"),
     ("mask.valid", lambda: ir.MaskValid(IDS), "needs bool[batch, tokens]"),
     ("mask.window", lambda: ir.MaskWindow(IDS, v(2, S), 1, 0), "B and 2 differ"),
     ("matmul", lambda: ir.MatMul(X, X), "does not fit"),
@@ -222,6 +246,8 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("rope", lambda: ir.Rope(Q, v(B, S, 4), v(B, S, 4)), "differ in batch or tokens"),
     ("rope", lambda: ir.Rope(Q, v(B, T, 5), v(B, T, 5)), "fewer channels than its table"),
     ("rope.table", lambda: ir.RopeTable(IDS, w(4, 4)), "needs frequencies [D/2]"),
+    ("score.attention", lambda: ir.ScoreAttention(Q, v(B, 2, S, 4)), "do not fit"),
+    ("score.attention", lambda: ir.ScoreAttention(Q, Q, MASK), "mask[B, T, S] does not fit"),
     ("slice", lambda: ir.Slice(X, 2, 3, 9), "slice 3:9 does not lie in the 8 of"),
     ("slice", lambda: ir.Slice(X, 1, 3, 2), "slice 3:2 does not lie in the T of"),
     ("slice", lambda: ir.Slice(X, 2, -1, 2), "slice -1:2 does not lie"),
@@ -230,8 +256,17 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("sub", lambda: ir.Sub(X, v(B, S, 8)), "dimensions T and S do not broadcast"),
     ("take", lambda: ir.Take(X, X, 0), "not integers"),
     ("take", lambda: ir.Take(X, IDS, 5), "axis 5 is out of range"),
-    ("tokens.take", lambda: ir.TokensTake(X, X), "needs x[B, N, ..] and rows[B, R]"),
-    ("tokens.take", lambda: ir.TokensTake(v(1, T, 8), ROWS), "no integers for each batch row"),
+    ("tokens.find", lambda: ir.TokensFind(X, ROWS), "is not a set of tokens"),
+    ("tokens.select", lambda: ir.TokensSelect(X, VALID, ROWS), "needs scores [B, N]"),
+    ("tokens.select", lambda: ir.TokensSelect(v(B, S), VALID, ROWS), "but valid is"),
+    ("tokens.select", lambda: ir.TokensSelect(SCORES, VALID, v(1, 3)), "name tokens of each row"),
+    ("tokens.select", lambda: ir.TokensSelect(SCORES, VALID, ROWS, 1.5), "cannot keep 1.5"),
+    ("tokens.take", lambda: ir.TokensTake(X, X), "no integers for each batch row"),
+    ("tokens.take", lambda: ir.TokensTake(v(1, T, 8), ROWS), "does not choose among the tokens"),
+    ("tokens.take", lambda: ir.TokensTake(v(B, S, 8), SET), "does not choose among the tokens"),
+    ("tokens.take", lambda: ir.TokensTake(X, SET, 3), "no tokens along axis 3"),
+    ("tokens.valid", lambda: ir.TokensValid(X), "is not a set of tokens"),
+    ("tokens.within", lambda: ir.TokensWithin(SET, SET), "does not choose among the 3 tokens"),
     ("topk", lambda: ir.TopK(X, 9), "cannot take the 9 largest of f32[B, T, 8]"),
     ("topk", lambda: ir.TopK(v(), 1), "out of range"),
     ("unary", lambda: ir.Unary(X, "geluu"), "unknown function 'geluu'; did you mean 'gelu'?"),
