@@ -66,8 +66,8 @@ class PruneTokens(Pass):
         kept = kept * len(cuts) if len(kept) == 1 else kept
         choice = Choice(SCORERS[self.scorer], kept, self.at_least)
         try:
-            functions = (Narrowing(step, cuts).function("step"),)
-            functions += (Narrowing(step, cuts, choice).function("prefill"),)
+            functions = [Narrowing(step, cuts).function("step")]
+            functions.append(Narrowing(step, cuts, choice).function("prefill"))
         except NarrowingError as error:
             cx.missed("@step", error.message)
             return cx.unchanged()
