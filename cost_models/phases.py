@@ -162,7 +162,10 @@ def _phase(
         bounds = module.symbols.get(symbol)
         highest = LARGEST if bounds is None or bounds.hi is None else bounds.hi
         if bounds and not bounds.lo <= value <= highest:
-            raise WorkError(f"{symbol} = {value} is outside of what the model takes, {bounds}")
+            raise WorkError(
+                f"{symbol} = {value} is outside of what the model takes, [{bounds.lo}, {highest}]; "
+                "give a batch, prompt and context within it"
+            )
     given = {*sizes, *request.bindings}
     guessed = {n for n, s in module.symbols.items() if n not in given and s.lo != s.hi}
     return Phase(name, function, bindings, frozenset(guessed))

@@ -148,7 +148,7 @@ def _first_of(hints: tuple[Any, ...], value: Any) -> Any:
         try:
             return coerce(hint, value)
         except ValueError as error:
-            problem = str(error)
+            problem = problem if hint is type(None) else str(error)
     raise ValueError(problem)
 
 

@@ -93,11 +93,8 @@ class Program:
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of token ids: rows of the table that `@forward` looks its ids up in."""
-        region = self.module["forward"].region
-        tables = [o.table for o in region.ops if isinstance(o, Embed) and o.ids is region.params[0]]
-        size = tables[0].type.dims[0] if tables else None
-        return size if isinstance(size, int) else None
+        """Number of token ids; see `vocabulary_of`."""
+        return vocabulary_of(self.module)
 
     @property
     def max_positions(self) -> int | None:
@@ -112,6 +109,14 @@ class Program:
         params = {p.name: p for p in self.module["forward"].region.params}
         ids = params.get("decoder_input_ids") or params.get("ids")
         return None if ids is None else ids.type.dims[1]
+
+
+def vocabulary_of(module: Module) -> int | None:
+    """Return the number of token ids: rows of the table that `@forward` looks its ids up in."""
+    region = module["forward"].region
+    tables = [o.table for o in region.ops if isinstance(o, Embed) and o.ids is region.params[0]]
+    size = tables[0].type.dims[0] if tables else None
+    return size if isinstance(size, int) else None
 
 
 @contextmanager

@@ -83,6 +83,9 @@ def test_observations_come_back_from_their_file(made: Observations, tmp_path: Pa
         for field, value in vars(found).items():
             np.testing.assert_array_equal(getattr(back.found[LINEAR_INPUTS][name], field), value)
     assert [p.name for p in tmp_path.iterdir()] == ["seen.safetensors"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # others may read it as any file
 
 
 def test_another_network_is_refused(made: Observations, tmp_path: Path) -> None:
@@ -125,7 +128,11 @@ def test_a_compiled_model_generates_from_its_cache() -> None:
         ([], "there is no text"),
         ("some text", "has no tokenizer"),
         ([[1, 2], ["a"]], "a list of token ids"),
-        ([{"input_ids": None}], "lacks the input"),
+        (3, "a text is a string, a path or a list of token ids"),
+        ([{"input_idz": IDS}], "lacks the input 'input_ids'"),
+        ([{"input_ids": None}], "'input_ids' of a call .* is no tensor"),
+        (torch.full((2, 20), 999), r"token id 999 .* out of range: ids are from 0 to \d+; use"),
+        ([{"input_ids": -IDS}], "token id -"),
     ],
 )
 def test_data_that_cannot_be_used(known: Network, data: Any, says: str) -> None:
@@ -159,7 +166,10 @@ def test_a_model_without_tokenizer_is_told_what_to_give() -> None:
 
 @pytest.mark.parametrize("fraction", ["-0.1", "1.5", "some"])
 def test_a_fraction_outside_of_0_to_1_is_refused(fraction: str) -> None:
-    with pytest.raises(PipelineError, match=r"option 'fraction' of pass 'extract-outliers'"):
+    says = (
+        r"option 'fraction' of pass 'extract-outliers' is .*, which is not (a number|in \[0, 1\]);"
+    )
+    with pytest.raises(PipelineError, match=says):
         elidir.compile(a_model(), pipeline=f"extract-outliers{{fraction={fraction}}}")
 
 

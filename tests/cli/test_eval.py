@@ -85,6 +85,16 @@ def test_verify_tells_and_judges(elidir: Elidir, reader: Path, text: Path) -> No
     assert line.startswith("error: the pipeline lossless: kl<=0 is missed, kl is ")
 
 
+def test_a_saved_model_is_judged_by_its_own_name(
+    elidir: Elidir, reader: Path, text: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    pipeline = "lossless, extract-outliers{force=true}"
+    assert elidir("compile", reader, "-p", pipeline, "-o", saved).code == 0
+    missed = elidir("verify", saved, text, "--window", 64, "--bound", "kl<=0")
+    assert "extract-outliers{force=true}: kl<=0 is missed, kl is " in missed.err
+
+
 def test_a_missed_bound_is_in_the_json_too(elidir: Elidir, reader: Path, text: Path) -> None:
     said = elidir(
         "verify", reader, text, "--window", 64, "--dtype", "bfloat16", "--bound", "kl<=0", "--json"

@@ -88,6 +88,27 @@ def test_mistakes_are_said_early(
 def test_a_description_has_nothing_to_run(elidir: Elidir) -> None:
     line = refused(elidir, "smollm2-135m", "--targets", "cpu", "--measure")
     assert "without weights to run" in line
+    line = refused(elidir, "smollm2-135m", "--pipeline", "lossless, cse")
+    assert "without a program that passes change; drop --pipeline" in line
+
+
+def test_the_usual_request_fits_the_model(elidir: Elidir, folder: Path) -> None:
+    data = json.loads(elidir("report", folder, "--targets", "p40", "--json").out)
+    assert 0 < data["prompt"] < data["prompt"] + data["new"] <= 64
+    line = refused(elidir, folder, "--targets", "p40", "--prompt", 512)
+    assert "T = 512 is outside of what the model takes, [1, 64]; give a" in line
+
+
+def test_calibration_is_taken(elidir: Elidir, folder: Path, tmp_path: Path) -> None:
+    text, seen = tmp_path / "text.txt", tmp_path / "seen.safetensors"
+    text.write_text("A text to calibrate on, which is longer than one window. " * 4)
+    line = refused(elidir, folder, "-p", "extract-outliers", "--calibration", seen)
+    assert "make them by `elidir calibrate`" in line
+    assert elidir("calibrate", folder, text, "-o", seen).code == 0
+    args = ("--targets", "p40", "--json", "-p", "extract-outliers{force=true}")
+    said = elidir("report", folder, *args, "--calibration", seen)
+    assert said.code == 0, said.err
+    assert "extract-outliers" in said.out
 
 
 def test_what_was_there_stays_if_the_model_is_wrong(elidir: Elidir, tmp_path: Path) -> None:

@@ -11,25 +11,27 @@ import typer
 
 from elidir.cli import options as opts
 from elidir.cli import output
+from elidir.cli.observing import compiled_simply
 
 
 def calibrate(
     model: opts.Model,
     text: Annotated[Path, typer.Argument(help="A text file in UTF-8.", show_default=False)],
-    out: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write, which ends in .safetensors.")
+    ],
     backend: opts.Backend = "cpu",
     json: opts.Json = False,
 ) -> None:
     """Record what passes need to know, on a text; compile with --calibration FILE."""
-    from elidir.frontends import read_text, write_observations
+    from elidir.frontends import CalibrationError, Network, calibrate, read_text, write_observations
 
+    if out.suffix != ".safetensors":
+        raise CalibrationError(f"{out} would not be known again; name it {out.stem}.safetensors")
+    output.check_writable(out)
     read_text(text)
-    chosen = opts.compile_options("", "cpu", backend, None)
-    from elidir.cache import compile_named
-    from elidir.frontends import Network, calibrate
-
     with output.progress() as notify:
-        compiled = compile_named(model, chosen, notify)
+        compiled, _ = compiled_simply(model, notify, backend)
         notify("calibrating")
         made = calibrate(Network.of(compiled.program, compiled.tokenizer), text)
     write_observations(made, out)

@@ -92,8 +92,8 @@ def eval(
     bounds = _bounds(bound, names)
     fed = {"chunk": chunk, "singles": singles, "context": context}
     request = {**_request(window, windows, seed, fed), "chat": chat}
-    found = _evaluated((model, chosen, calibration), made, texts, request)
-    _tell(found, bounds, {"model": model, "pipeline": pipeline}, json)
+    found, ran = _evaluated((model, chosen, calibration), made, texts, request)
+    _tell(found, bounds, {"model": model, "pipeline": ran}, json)
 
 
 def verify(
@@ -120,8 +120,8 @@ def verify(
     request = _request(
         window, windows, seed, {"chunk": chunk, "singles": singles, "context": context}
     )
-    found = _evaluated((model, chosen, calibration), [], texts, request)
-    _tell(found, bounds, {"model": model, "pipeline": pipeline, "text": str(text)}, json)
+    found, ran = _evaluated((model, chosen, calibration), [], texts, request)
+    _tell(found, bounds, {"model": model, "pipeline": ran, "text": str(text)}, json)
 
 
 # ---- what was asked for
@@ -198,15 +198,18 @@ def _evaluated(
     tasks: "list[Task]",
     texts: Any,
     request: dict[str, Any],
-) -> "Evaluation":
-    """Evaluate a model of a name, with the options and the calibration it is compiled with."""
+) -> "tuple[Evaluation, str]":
+    """Evaluate a model of a name, compiled or saved with some options; returns its pipeline too."""
     from elidir.cache import compile_named
+    from elidir.frontends import is_artifact
 
     model, chosen, calibration = subject
     with output.progress() as notify:
         compiled = compile_named(model, chosen, notify, calibration=calibration)
         notify("evaluating")
-        return compiled.evaluate(tasks, texts, notify=notify, **request)
+        found = compiled.evaluate(tasks, texts, notify=notify, **request)
+        saved = is_artifact(Path(model).expanduser())  # it runs by its own pipeline
+        return found, str(compiled.program.options.pipeline if saved else chosen.pipeline)
 
 
 def _tell(

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from elidir.passes import Pipeline
 
 
-def compiled_simply(name: str, notify: Any) -> tuple[Any, Any]:
+def compiled_simply(name: str, notify: Any, backend: str = "cpu") -> tuple[Any, Any]:
     """Return a model compiled as simply as can be, or as saved, and its usual pipeline."""
     from elidir.cache import compile_named
     from elidir.frontends import is_artifact
     from elidir.saving import load
 
+    chosen = opts.compile_options("", "cpu", backend, None)
     if is_artifact(Path(name).expanduser()):
-        made = load(name)
+        made = load(name, backend=chosen.backends)
         return made, made.program.options.pipeline
-    return compile_named(name, opts.compile_options("", "cpu", "cpu", None), notify), "lossless"
+    return compile_named(name, chosen, notify), "lossless"
 
 
 def seen_by_model(steps: "Pipeline", compiled: Any, calibration: Path | None) -> "Observed":

@@ -14,14 +14,19 @@ from elidir.cli import options as opts
 from elidir.cli import output
 
 SUBJECT = f"A model ({opts.MODEL}), or a description: a YAML file, or the name of one."
+FEWER = "fewer if the model takes fewer"
 FILE = "to this file; - is stdout."
 
 
 def report(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=SUBJECT)],
     targets: Annotated[str, typer.Option(help="With commas.")] = "p40,a100,m2,npu",
-    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 512,
-    new: Annotated[int, typer.Option(help="Tokens to make after it.")] = 128,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of the prompt.", show_default=f"512, {FEWER}")
+    ] = None,
+    new: Annotated[
+        int | None, typer.Option(help="Tokens to make after it.", show_default=f"128, {FEWER}")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Rows.")] = 1,
     context: Annotated[
         int | None,
@@ -44,9 +49,10 @@ def report(
     from elidir.cost_models import load_target
 
     form = _form({"html": html, "markdown": md, "csv": csv}, json)
-    request = {"prompt": prompt, "new": new, "batch": batch, "context": context, "dtype": dtype}
+    sizes = {"prompt": prompt, "new": new, "batch": batch, "context": context, "dtype": dtype}
+    request = {name: size for name, size in sizes.items() if size is not None}
     wanted = [load_target(name) for name in opts.split_names(targets)]
-    _check(model, wanted, measure)
+    _check(model, wanted, measure, (pipeline, calibration))
     made = _report(model, wanted, (pipeline, calibration), request, measure)
     text = getattr(made, f"to_{form.name}")()
     if form.file is None:
@@ -78,7 +84,9 @@ def _form(files: dict[str, Path | None], json: bool) -> _Form:
     return form
 
 
-def _check(model: str, targets: list[Any], measure: bool) -> None:
+def _check(
+    model: str, targets: list[Any], measure: bool, compiled_with: tuple[str, Path | None]
+) -> None:
     from elidir.ir import ElidirError
 
     if not targets:
@@ -87,6 +95,11 @@ def _check(model: str, targets: list[Any], measure: bool) -> None:
         raise ElidirError("--measure runs the model on this host; add cpu to --targets")
     if measure and _is_description(model):
         raise ElidirError(f"{model} is a description, without weights to run; drop --measure")
+    if compiled_with != ("lossless", None) and _is_description(model):
+        raise ElidirError(
+            f"{model} is a description, without a program that passes change; drop --pipeline and "
+            "--calibration, or name a model"
+        )
 
 
 def _is_description(model: str) -> bool:
@@ -119,8 +132,9 @@ def _report(
 def _runs_in(request: dict[str, Any]) -> str | None:
     """Return the dtype to compile for, where what is costed is run as well."""
     names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", None: None}
-    if request["dtype"] not in names:
+    dtype = request.get("dtype")
+    if dtype not in names:
         from elidir.ir import ElidirError
 
-        raise ElidirError(f"--measure runs in f32, bf16 or f16, not in {request['dtype']}")
-    return names[request["dtype"]]
+        raise ElidirError(f"--measure runs in f32, bf16 or f16, not in {dtype}")
+    return names[dtype]

@@ -76,6 +76,7 @@ def make_feeds(
         ElidirError: the data are empty, too short, unreadable, or not what the model reads.
     """
     if _are_calls(data):
+        _check_tensors(data)
         calls = tuple(_call(given, params, names) for given in data)
         tokens = sum(call[0].shape[0] * (call[0].shape[1:2] or (1,))[0] for call in calls)
         return Feeds(calls, tokens, _sha(calls), "calls of the model")
@@ -87,6 +88,17 @@ def make_feeds(
     windows = token_windows(data, _window(data, positions), tokenizer)
     calls = tuple(_tokens(row[None]) for row in windows)
     return Feeds(calls, windows.numel(), _sha(calls), _source(data))
+
+
+def check_ids(feeds: Feeds, vocabulary: int | None) -> None:
+    """Raise `CalibrationError` for a token id that a model has not; None takes any."""
+    for ids in (call[0] for call in feeds.calls if vocabulary is not None):
+        wrong = ids[(ids < 0) | (ids >= vocabulary)]
+        if len(wrong):
+            raise CalibrationError(
+                f"token id {int(wrong[0])} of the calibration data is out of range: ids are from 0 "
+                f"to {vocabulary - 1}; use the tokenizer of this model"
+            )
 
 
 def _source(data: Any) -> str:
@@ -107,6 +119,14 @@ def _window(data: Any, positions: int | None) -> int:
 
 def _are_calls(data: Any) -> bool:
     return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], Mapping)
+
+
+def _check_tensors(calls: Sequence[Mapping[str, Any]]) -> None:
+    for name, value in (item for call in calls for item in call.items()):
+        if not isinstance(value, torch.Tensor):
+            raise CalibrationError(
+                f"the input '{name}' of a call of the calibration data is no tensor; give one"
+            )
 
 
 def _tokens(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -156,7 +176,7 @@ def fingerprint(data: Any) -> str:
 
 def _parts(data: Any) -> Iterator[bytes]:
     if isinstance(data, Path):
-        yield data.read_bytes() if data.suffix == ".safetensors" else read_text(data).encode()
+        yield _observed(data) if data.suffix == ".safetensors" else read_text(data).encode()
     elif isinstance(data, str):
         yield data.encode()
     elif isinstance(data, torch.Tensor):
@@ -170,3 +190,13 @@ def _parts(data: Any) -> Iterator[bytes]:
             yield from _parts(item)
     else:
         yield repr(data).encode()
+
+
+def _observed(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CalibrationError(
+            f"cannot read the observations {path}: {error.strerror}; make them by "
+            "`elidir calibrate`"
+        ) from None

@@ -8,7 +8,6 @@ and contents of its weights.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -98,13 +97,12 @@ def write_observations(observations: Observations, path: Path) -> None:
 
 
 def _write(data: bytes, path: Path) -> None:
-    handle, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    made = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(made).replace(path)
+        made.write_bytes(data)
+        made.replace(path)
     finally:
-        Path(made).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
 def read_observations(path: Path) -> Observations:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from elidir.backends import Instruction, Watch, Weights, WeightStore, lower
 from elidir.frontends.calibration.errors import CalibrationError
-from elidir.frontends.calibration.feeds import Feeds, bundled_data, make_feeds
+from elidir.frontends.calibration.feeds import Feeds, bundled_data, check_ids, make_feeds
 from elidir.frontends.calibration.observations import (
     Observations,
     Provenance,
     read_observations,
 )
 from elidir.frontends.calibration.recorders import RECORDERS, Recorder
+from elidir.frontends.program import vocabulary_of
 from elidir.ir import Module, nearest
 from elidir.passes import CLEAN_UP, Pipeline
 
@@ -58,9 +59,11 @@ class Network:
     def feeds(self, data: Any) -> Feeds:
         """Return calibration data as inputs of the network."""
         params = self.module["forward"].region.params
-        return make_feeds(
+        feeds = make_feeds(
             data, params, self.inputs, tokenizer=self.tokenizer, positions=self.positions
         )
+        check_ids(feeds, vocabulary_of(self.module))
+        return feeds
 
     @property
     def positions(self) -> int | None:

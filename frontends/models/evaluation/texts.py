@@ -15,6 +15,7 @@ from elidir.frontends.evaluation.errors import EvaluationError
 USUAL_WINDOW = 1024
 LEAST = 16
 """Tokens of the shortest window that is taken unasked: fewer say nothing."""
+NO_TEXT = "a text is a string, a path or a list of token ids; give one of them"
 
 
 def read_text(path: Path) -> str:
@@ -84,10 +85,12 @@ def _several(texts: Any) -> list[Any]:
     """Return texts or rows of ids as a list; raises if there is none, or one of them is empty."""
     if isinstance(texts, torch.Tensor):
         texts = texts.tolist()
+    if not isinstance(texts, str | Path | Sequence):
+        raise EvaluationError(NO_TEXT)
     if isinstance(texts, str | Path) or (len(texts) and isinstance(texts[0], int)):
         texts = [texts]
     if not len(texts):
-        raise EvaluationError("there is no text to measure on; give some text or token ids")
+        raise EvaluationError("there is no text; give some text or token ids")
     return list(texts)
 
 
@@ -97,9 +100,12 @@ def _ids(text: Any, tokenizer: Any) -> list[int]:
     if not isinstance(text, str):
         return _given(text)
     if not text.strip():
-        raise EvaluationError("the text to measure on is empty; give some text")
+        raise EvaluationError("the text is empty; give some text")
     if tokenizer is None:
-        raise EvaluationError("the model has no tokenizer; give tokenizer=, or token ids as texts")
+        raise EvaluationError(
+            "the model has no tokenizer to read text with; give token ids, or, where quality is "
+            "measured, tokenizer="
+        )
     return list(tokenizer.encode(text))
 
 
@@ -107,7 +113,7 @@ def _given(ids: Sequence[Any]) -> list[int]:
     """Return the ids of a text that was given as such."""
     row = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in row):
-        raise EvaluationError("a text is a string, a path or a list of token ids; give one of them")
+        raise EvaluationError(NO_TEXT)
     return row
 
 
