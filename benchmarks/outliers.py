@@ -18,7 +18,14 @@ import torch
 
 import elidir
 from elidir.backends.runtime import Session
-from elidir.frontends import Network, calibrate, load, write_observations
+from elidir.frontends import (
+    Network,
+    Quality,
+    calibrate,
+    load,
+    measure_quality,
+    write_observations,
+)
 
 MODEL = "smollm2"
 SETTINGS = {
@@ -63,12 +70,34 @@ def quality(folder: Path, dtype: str) -> None:
     """Print a table of quality by the share of channels that are computed apart."""
     calibration, measured = texts(folder)
     seen = observed(calibration)
+    asked = {"window": WINDOW, "most": WINDOWS}
     print("| channels apart | KL, nats | same top token | perplexity |")
     print("|---|---|---|---|")
     for name, options in SETTINGS.items():
         fast = compiled(options, calibration=seen, dtype=dtype)
-        found = fast.quality(measured, window=WINDOW, most=WINDOWS)
-        print(f"| {name} | {found.kl} | {found.top1} | x{found.ppl_ratio} |", flush=True)
+        _row(name, fast.quality(measured, **asked))
+    models = (elidir.compile(MODEL), elidir.compile(weights_alone()))
+    pair = (m.language_model() for m in models)
+    tokenizer = models[0].tokenizer
+    _row("weights alone", measure_quality(*pair, measured, tokenizer=tokenizer, **asked))
+
+
+def weights_alone() -> torch.nn.Module:
+    """Return the model in floats, with the weights of its linear maps rounded as int8 has them."""
+    model = load(MODEL).model
+    head = model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # the embedding stays
+    for each in (m for m in model.modules() if isinstance(m, torch.nn.Linear)):
+        weight = each.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        each.weight = torch.nn.Parameter((weight / scale).round() * scale)
+    return model
+
+
+def _row(name: str, found: Quality) -> None:
+    figures = (found.kl, found.top1, found.ppl_ratio)
+    cells = (f"{f.value:.4f} ({f.low:.4f} to {f.high:.4f})" for f in figures)
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def speed() -> None:
