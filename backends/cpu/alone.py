@@ -11,6 +11,8 @@ import torch
 
 from elidir.backends.cpu.native import tape
 from elidir.backends.cpu.native.records import FIRST_OUTER, OUTER, TYPES, Code, Record
+from elidir.backends.protocol import Answer, No, Yes
+from elidir.ir import Op
 
 _NOTHING = (0,) * 5
 
@@ -32,26 +34,36 @@ class Alone:
             view.slot, view.strides[0] = FIRST_OUTER + i, OUTER
 
     def __call__(
-        self, ins: Sequence[torch.Tensor], outs: Sequence[torch.Tensor], **fields: Any
+        self, ins: Sequence[torch.Tensor], outs: Sequence[torch.Tensor | None], **fields: Any
     ) -> bool:
         """Fill `outs`, in the shape of the first of which rows are counted.
 
-        Returns False if it met an index out of range.
+        The type is that of the first output, or operand, that holds floats. Returns False if it met
+        an index out of range.
         """
-        shape = _padded(outs[0].shape, 1)
+        given = [x for x in (*outs, *ins) if x is not None]
+        shape = _padded(given[0].shape, 1)
         records = (Record * 1).from_buffer_copy(self._records)
         record = records[0]
-        record.type = TYPES[outs[0].dtype]
+        record.type = next(TYPES[x.dtype] for x in given if x.dtype in TYPES)
         record.dims, record.width = shape[:3], shape[3]
         for name, value in fields.items():
             setattr(record, name, value)
         taken = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in ins]
         words = [*_NOTHING, *_NOTHING]
-        for group, size in ((taken, 4), (outs, 2)):
+        for group, size in ((taken, 4), (outs, 3)):
             for x in group:
-                words += (x.data_ptr(), *_padded(x.stride(), 0)[:3], 0)
+                words += _NOTHING if x is None else (address(x), *_padded(x.stride(), 0)[:3], 0)
             words += _NOTHING * (size - len(group))
         return tape.run(records, words) < 0
+
+
+def fits(op: Op) -> Answer:
+    """Say whether an op's rows are such as a record takes: of fixed width, in three dimensions."""
+    dims = op.results[0].tensor.dims
+    if len(dims) > 4:
+        return No("has over four dimensions")
+    return Yes() if isinstance(dims[-1], int) else No("its last axis has no fixed size")
 
 
 def _padded(numbers: Sequence[int], filling: int) -> tuple[int, ...]:

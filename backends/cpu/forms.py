@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from elidir.backends.cpu.grids import KINDS, Rounding, outputs, packed, rounding, scales
 from elidir.backends.cpu.maker import Maker, Spot, dense, padded, storage_type
 from elidir.backends.cpu.native.records import FUNCTIONS, TYPES, WIDEST_HEAD, Code
 from elidir.ir import (
@@ -23,10 +24,12 @@ from elidir.ir import (
     HeadsSplit,
     LayerNorm,
     Linear,
+    LinearInt8,
     LinearSplit,
     Mul,
     Op,
     Permute,
+    QuantizeGated,
     Reshape,
     RmsNorm,
     Rope,
@@ -112,6 +115,42 @@ def embed(op: Embed, m: Maker) -> None:
     table = m.table(op.table)
     fields = {"weight": table.address, "format": table.format, "inner": table.rows}
     m.emit(Code.EMBED, [m.spot(op.ids)], [m.new(op.result)], **fields)
+
+
+# ---- int8
+
+
+def _quantize(op: Rounding, m: Maker) -> None:
+    held, fields = rounding(op, m.weights)
+    m.held += held
+    grid, *others = outputs(op)
+    outs = [m.grid(grid), *(None if value is None else m.new(value) for value in others)]
+    m.emit(Code.QUANTIZE, [m.spot(x) for x in op.operands()], outs, **fields)
+
+
+def _has_function(op: Rounding) -> bool:
+    return not isinstance(op, QuantizeGated) or op.act in FUNCTIONS
+
+
+for _rounding in KINDS:
+    form(_rounding, _has_function)(_quantize)
+
+
+@form(LinearInt8)
+def linear_int8(op: LinearInt8, m: Maker) -> None:
+    """(x - 128) W^T, scaled, and what is added."""
+    weight, factors = packed(m.weights, op.weight), scales(op, m.weights)
+    m.held += (weight, factors)
+    fields = {
+        "weight": weight.address,
+        "format": weight.block,
+        "inner": op.weight.type.dims[1],
+        "bias": m.vector(op.bias),
+        "fn": int(op.plus is not None),
+        "extra": (factors.data_ptr(), weight.offsets.data_ptr(), 0, 0),
+    }
+    ins = [m.spot(x) for x in (op.x, op.plus) if x is not None]
+    m.emit(Code.LINEAR_INT8, ins, [m.new(op.result)], **fields)
 
 
 # ---- rows
@@ -315,4 +354,7 @@ def store(m: Maker, value: Value, slot: int) -> None:
     spot = m.spot(value)
     dtype = storage_type(value)
     outer = Spot(slot, spot.dims, dense(spot.dims), dtype=dtype)
+    if dtype not in TYPES:
+        m.emit(Code.COPY, [spot], [outer])
+        return
     m.emit(Code.STORE, [spot], [outer], type=TYPES[dtype])

@@ -31,7 +31,7 @@ class Spot:
         dims: sizes, ones in front.
         strides: in elements; None takes those of the caller's tensor.
         offset: of the first element.
-        dtype: as it is stored; the arena is float32.
+        dtype: as it is stored; the arena is float32, but for the bytes of grids.
         root: number of the room in the arena that it lies in, -1 for none.
     """
 
@@ -109,6 +109,14 @@ class Maker:
         room = self.room(padded(dims) if dims is not None else self.dims(value))
         return self.put(value, room)
 
+    def grid(self, value: Value) -> Spot:
+        """Return room for a value of bytes."""
+        dims = self.dims(value)
+        words = self.room((*dims[:3], -(-dims[3] // 4)))
+        at = 4 * words.offset
+        spot = replace(words, dims=dims, strides=dense(dims), offset=at, dtype=torch.uint8)
+        return self.put(value, spot)
+
     def put(self, value: Value, spot: Spot) -> Spot:
         """Say where a value is."""
         self.spots[value] = spot
@@ -140,13 +148,17 @@ class Maker:
             del self._live[root]
         self.at += 1
 
-    def emit(self, code: Code, ins: Sequence[Spot], outs: Sequence[Spot], **fields: Any) -> Record:
+    def emit(
+        self, code: Code, ins: Sequence[Spot], outs: Sequence[Spot | None], **fields: Any
+    ) -> Record:
         """Add a record over the rows of its first output."""
+        assert outs[0] is not None
         record = Record(code=code, type=TYPES[torch.float32], width=outs[0].dims[3])
         record.dims = outs[0].dims[:3]
         for views, spots in ((record.ins, ins), (record.outs, outs)):
             for i, spot in enumerate(spots):
-                views[i] = spot.view
+                if spot is not None:
+                    views[i] = spot.view
         for name, value in fields.items():
             setattr(record, name, value)
         self.records.append(record)

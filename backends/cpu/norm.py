@@ -6,7 +6,7 @@ are the same.
 
 import torch
 
-from elidir.backends.cpu.alone import Alone, address
+from elidir.backends.cpu.alone import Alone, address, fits
 from elidir.backends.cpu.native import tape
 from elidir.backends.cpu.native.records import Code
 from elidir.backends.cpu.registry import kernel
@@ -22,12 +22,7 @@ def _has_width(op: RmsNorm | AddNorm) -> Answer:
 
 
 def _is_native(op: LayerNorm) -> Answer:
-    return tape.available() and _fits(op)
-
-
-def _fits(op: RmsNorm | AddNorm | LayerNorm) -> Answer:
-    """Native rows have three dimensions beside their channels."""
-    return Yes() if len(op.results[0].tensor.dims) <= 4 else No("has over four dimensions")
+    return tape.available() and fits(op)
 
 
 def _native(op: RmsNorm | LayerNorm | AddNorm, weights: Weights, code: Code) -> Alone:
@@ -53,7 +48,7 @@ def _norm(op: RmsNorm | LayerNorm, weights: Weights) -> Kernel:
 @kernel(RmsNorm, _has_width)
 def norm_rms(op: RmsNorm, weights: Weights) -> Kernel:
     """Divide by the root of the mean square."""
-    if tape.available() and _fits(op):
+    if tape.available() and fits(op):
         return _norm(op, weights)
     weight = None if op.weight is None else weights.load(op.weight)
     width, eps = op.x.tensor.dims[-1:], op.eps
@@ -69,7 +64,7 @@ def norm_layer(op: LayerNorm, weights: Weights) -> Kernel:
 @kernel(AddNorm, _has_width)
 def add_norm(op: AddNorm, weights: Weights) -> Kernel:
     """Add, and the norm of the sum."""
-    if tape.available() and _fits(op):
+    if tape.available() and fits(op):
         return _native_add_norm(op, weights)
     weight = weights.load(op.weight)
     width, eps = op.a.tensor.dims[-1:], op.eps

@@ -17,8 +17,13 @@ from elidir.ir import (
     KvAppend,
     KvRead,
     Linear,
+    LinearInt8,
     LinearSplit,
     Op,
+    Quantize,
+    QuantizeAddNorm,
+    QuantizeGated,
+    QuantizeNorm,
     RopeTable,
     Tensor,
     TokensTake,
@@ -27,7 +32,7 @@ from elidir.ir import (
 )
 
 LOOKS_UP = (Embed, RopeTable, TokensTake)
-PRODUCTS = (Linear, LinearSplit, FfnGated)
+PRODUCTS = (Linear, LinearSplit, FfnGated, LinearInt8)
 _LEAST = 4  # ops, of which one is a product; fewer are as fast one by one
 
 
@@ -103,7 +108,9 @@ def _is_small(value: Value, growing: set[str]) -> bool:
 
 
 def _is_float(op: Op) -> bool:
-    """Whether an op makes floats, and of floats unless it looks something up."""
+    """Whether an op makes floats, and of floats unless it looks something up; or goes by a grid."""
+    if isinstance(op, LinearInt8 | Quantize | QuantizeNorm | QuantizeAddNorm | QuantizeGated):
+        return True
     read = () if isinstance(op, LOOKS_UP) else op.operands()
     types = [v.type for v in (*read, *op.results)]
     return all(t.dtype.is_float for t in types if isinstance(t, Tensor))

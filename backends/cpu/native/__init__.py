@@ -40,7 +40,7 @@ def _built(compiler: list[str], source: Path) -> Path:
     """Return the shared library, compiled if these sources, compiler and processor have none."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True)
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
-    parts = (*texts, version.stdout, " ".join(FLAGS), _processor())
+    parts = (*texts, version.stdout, *compiler, *FLAGS, _processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     path = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if not path.exists():

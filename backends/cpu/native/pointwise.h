@@ -104,28 +104,40 @@ void gated(const Call& call, const Record& r, const Share& s) {
   }
 }
 
+// What a row is multiplied with: one over the root of its mean square, or, less `mean`, its variance.
+template <class T>
+float norm_scale(const T* x, const Record& r, float mean) {
+  Floats squares = {};
+  channels(r.width, [&](long i, auto n) {
+    const Floats v = only(load(x + i, n) - mean, n);
+    squares = fused(v, v, squares);
+  });
+  return 1.0f / sqrtf(total(squares) / float(r.width) + float(r.number));
+}
+
 // The norm of a row by its mean square, or, centred, by its variance.
 template <class T>
 void norm(const T* x, T* y, const Record& r, bool centred) {
   const float *weight = reinterpret_cast<const float*>(r.weight),
               *bias = reinterpret_cast<const float*>(r.bias);
-  Floats sum = {}, squares = {};
+  Floats sum = {};
   float mean = 0;
   if (centred) {
     channels(r.width, [&](long i, auto n) { sum += load(x + i, n); });
     mean = total(sum) / float(r.width);
   }
-  channels(r.width, [&](long i, auto n) {
-    const Floats v = only(load(x + i, n) - mean, n);
-    squares = fused(v, v, squares);
-  });
-  const float scale = 1.0f / sqrtf(total(squares) / float(r.width) + float(r.number));
+  const float scale = norm_scale(x, r, mean);
   channels(r.width, [&](long i, auto n) {
     Floats v = (load(x + i, n) - mean) * scale;
     if (weight) v = v * load(weight + i, n);
     if (bias) v = v + load(bias + i, n);
     store(v, y + i, n);
   });
+}
+
+template <class T>
+void add(const Record& r, const T* a, const T* b, T* sum) {
+  channels(r.width, [&](long i, auto n) { store(load(a + i, n) + load(b + i, n), sum + i, n); });
 }
 
 template <class T>
@@ -142,9 +154,8 @@ void add_norm(const Call& call, const Record& r, const Share& s) {
   const Rows<T> sums = rows<T>(call, r, r.out[0]), y = rows<T>(call, r, r.out[1]);
   const long count = count_rows(r);
   for (long row = s.begin(count); row < s.end(count); ++row) {
-    const T *a = x(row), *b = z(row);
     T* sum = sums(row);
-    channels(r.width, [&](long i, auto n) { store(load(a + i, n) + load(b + i, n), sum + i, n); });
+    add(r, x(row), z(row), sum);
     norm(sum, y(row), r, false);
   }
 }

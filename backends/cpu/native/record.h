@@ -23,7 +23,7 @@ struct View {
 struct Record {
   int64_t code, type, fn;
   int64_t dims[3], width;
-  View in[4], out[2];
+  View in[4], out[3];
   int64_t weight, bias, format, inner;  // addresses; bias and the weights of norms are float32
   int64_t extra[4];
   double number, limit;

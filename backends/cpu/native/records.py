@@ -12,13 +12,14 @@ OUTER = -1  # as a view's first stride: the strides are those of the caller's te
 ARENA, SCRATCH, FIRST_OUTER = 0, 1, 2
 RUN_OF_KEYS = 256
 WIDEST_HEAD = 512
+BLOCK_OUTPUTS = 64  # of a weight in int8
 
 
 class Code(IntEnum):
     """What a record does."""
 
     LINEAR, NORM, ADD_NORM, UNARY, BINARY, GATED, ROPE, ROPE_TABLE, EMBED, TAKE = range(10)
-    APPEND, ATTEND, MERGE, LOAD, STORE, DEQUANTIZE = range(10, 16)
+    APPEND, ATTEND, MERGE, LOAD, STORE, DEQUANTIZE, QUANTIZE, LINEAR_INT8, COPY = range(10, 19)
 
 
 FUNCTIONS = {
@@ -51,7 +52,7 @@ class Record(ctypes.Structure):
         ("dims", ctypes.c_int64 * 3),
         ("width", ctypes.c_int64),
         ("ins", View * 4),
-        ("outs", View * 2),
+        ("outs", View * 3),
         ("weight", ctypes.c_int64),
         ("bias", ctypes.c_int64),
         ("format", ctypes.c_int64),

@@ -12,6 +12,7 @@
 
 #include "attend.h"
 #include "gemv.h"
+#include "int8.h"
 #include "pointwise.h"
 
 extern "C" {
@@ -27,6 +28,7 @@ namespace {
 enum Code : int64_t {
   kLinear, kNorm, kAddNorm, kUnary, kBinary, kGated, kRope, kRopeTable, kEmbed, kTake,
   kAppend, kAttend, kMerge, kLoad, kStore, kDequantize,
+  kQuantize, kLinearInt8, kCopy,
 };
 
 // Calls f with a number of the type that rows are stored as.
@@ -47,6 +49,7 @@ bool run_rows(const Call& call, const Record& r, const Share& s) {
     case kAppend: return append<T>(call, r, s), true;
     case kAttend: return attend<T>(call, r, s), true;
     case kMerge: return merge<T>(call, r, s), true;
+    case kQuantize: return quantize<T>(call, r, s), true;
     case kLoad: return convert<T, float>(call, r, s), true;
     default: return convert<float, T>(call, r, s), true;
   }
@@ -58,6 +61,8 @@ bool run(const Call& call, const Record& r, const Share& s) {
     case kLinear:
       with_format(r.format, [&](auto f) { linear<decltype(f)>(call, r, s); });
       return true;
+    case kLinearInt8: return linear_int8(call, r, s), true;
+    case kCopy: return copy(call, r, s), true;
     case kRopeTable: return rope_table(call, r, s), true;
     case kTake: return take(call, r, s);
     case kEmbed:
