@@ -61,20 +61,19 @@ class PlacedStore:
     def __init__(self, spec: LayerSpec, batch: int, capacity: int) -> None:
         self.spec, self.length, self.dense = spec, 0, True
         self.tokens = 0
-        self._pending, self._staged = (
-            0,
-            Staged.of(torch.zeros(batch, 0, dtype=torch.int64), None, 0),
-        )
+        self._pending = 0
+        self._staged = Staged.of(torch.zeros(batch, 0, dtype=torch.int64), None, 0)
         self._allocate(batch, capacity)
 
     def _allocate(self, batch: int, capacity: int) -> None:
         spec = self.spec
         self.batch, self.capacity = batch, capacity
-        self.keys = torch.empty(batch, spec.heads, capacity, spec.key_dim, dtype=spec.dtype)
-        self.values = torch.empty(batch, spec.heads, capacity, spec.value_dim, dtype=spec.dtype)
-        self.positions = torch.zeros(batch, capacity, dtype=torch.int64)
-        self.valid = torch.zeros(batch, capacity, dtype=torch.bool)
-        self.ordinals = torch.zeros(batch, capacity, dtype=torch.int64)
+        with torch.inference_mode(False):  # a step grows it, and later ones write to it outside
+            self.keys = torch.empty(batch, spec.heads, capacity, spec.key_dim, dtype=spec.dtype)
+            self.values = torch.empty(batch, spec.heads, capacity, spec.value_dim, dtype=spec.dtype)
+            self.positions = torch.zeros(batch, capacity, dtype=torch.int64)
+            self.valid = torch.zeros(batch, capacity, dtype=torch.bool)
+            self.ordinals = torch.zeros(batch, capacity, dtype=torch.int64)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all storage; slots are axis 2 of four, or axis 1 of two."""
