@@ -18,7 +18,7 @@ import torch
 
 from elidir.backends.tokens import Tokens
 from elidir.backends.weights import Weights
-from elidir.ir import Dim, ElidirError, Op, Opaque, Value, nearest, parse_dim
+from elidir.ir import Dim, ElidirError, KvEvict, Op, Opaque, Value, nearest, parse_dim
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,17 @@ class PlacedState(KVState, Protocol):
 
     def valid(self) -> torch.Tensor | None:
         """Return which cached slots hold a token, bool[B, S]; None where all do."""
+
+    def head_positions(self) -> torch.Tensor:
+        """Return the positions of what each key head holds, i64[B, G, S]."""
+
+    def since(self) -> torch.Tensor:
+        """Return the position after each row's first feed, i64[B, 1]."""
+
+    number: int  # of the layer
+
+    def evict(self, rule: KvEvict, scores: torch.Tensor | None = None) -> "PlacedState":
+        """Return the state of which a rule evicts tokens; it may do so once the step is over."""
 
 
 # ---- sizes that are known at run time only

@@ -5,10 +5,13 @@ it is; attention is fused (scores never reach memory) and counts every query-key
 views move nothing. An op kind without a function here is reported as not modelled.
 """
 
+from dataclasses import replace
+
 import sympy
 
 from elidir.cost_models.work import Arithmetic, Sizes, Store, Work, work
 from elidir.ir import (
+    KV,
     Add,
     AddNorm,
     AlibiBias,
@@ -31,6 +34,7 @@ from elidir.ir import (
     HeadsSplit,
     Iota,
     KvAppend,
+    KvEvict,
     KvPositions,
     KvRead,
     LayerNorm,
@@ -81,6 +85,7 @@ from elidir.ir import (
 
 VIEWS = (Const, Expand, HeadsSplit, KvRead, Permute, Reshape, Slice)
 SORT_FLOPS = 16
+NOISE_FLOPS = 16  # mix a word, two logarithms, add, divide by the temperature
 SOFTMAX_FLOPS = 5  # subtract the maximum, exponentiate, add up, divide, compare for the maximum
 
 
@@ -236,7 +241,8 @@ def score_attention(op: ScoreAttention, s: Sizes) -> Work:
     """Q k^T for the queries that decide, the softmax, and the sum: nothing is mixed."""
     batch, heads, rows, width = op.q.tensor.dims
     pairs = batch * heads * rows * op.k.tensor.dims[2]
-    extra = 1 + (op.bias is not None) + 3 * (op.softcap is not None)
+    noise = 0 if op.seed is None else NOISE_FLOPS
+    extra = 1 + noise + (op.bias is not None) + 3 * (op.softcap is not None)
     flops = s.matrix(2 * pairs * width, op.q)
     return s.traffic(op) + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
 
@@ -249,6 +255,19 @@ def kv_append(op: KvAppend, s: Sizes) -> Work:
     """The new keys and values are read and written; those in the cache stay where they are."""
     size = s.bytes_of(op.k) + s.bytes_of(op.v)
     return s.reads(op.k, op.v) + Work(written={Store.KV: size}, launches=1)
+
+
+@work(KvEvict)
+def kv_evict(op: KvEvict, s: Sizes) -> Work:
+    """Scores are compared, and what stays fills the places of what goes, which is no more."""
+    held, left = op.kv.type, op.result.type
+    assert isinstance(held, KV)
+    assert isinstance(left, KV)
+    gone = as_dim(sympy.Min(held.length - left.length, left.length))
+    moved = {Store.KV: s.kv_bytes(replace(held, length=gone))}
+    compared = {Arithmetic("vector", DType.F32.value): product(held.dims[:3])}
+    scores = s.reads(op.scores) if op.scores is not None else Work()
+    return scores + Work(compared, moved, moved, launches=1)
 
 
 @work(KvPositions)

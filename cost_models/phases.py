@@ -27,7 +27,6 @@ from elidir.ir import (
     Value,
     evaluate,
     format_dim,
-    free_symbols,
     resolve,
 )
 
@@ -127,18 +126,25 @@ def _step(
 def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     """Return how much each placed state holds after `cached` tokens.
 
-    Of the prompt it is what reading it appends, and every token since.
+    Of the prompt it is what reading it leaves, and what a step over all tokens since does to that.
     """
     prompt = min(cached, request.cached)
     reader = _reader(module, prompt)
-    kinds = [v.type for v in reader.region.results if isinstance(v.type, KV) and v.type.placed]
-    empty = {name: 0 for kind in kinds for name in free_symbols(kind.length)}
-    read = empty | {_tokens(reader): prompt}
-    held: dict[str, int] = {}
-    for kind in kinds:
-        own = free_symbols(kind.length) - {_tokens(reader)}
-        held |= dict.fromkeys(own, evaluate(kind.length, read) + cached - prompt)
-    return held
+    none = {name: 0 for name, _ in _placed(reader)}
+    read = none | {_tokens(reader): prompt}
+    held = {name: evaluate(length, read) for name, length in _placed(reader)}
+    since = held | {_tokens(module["step"]): cached - prompt}
+    return {name: evaluate(length, since) for name, length in _placed(module["step"])}
+
+
+def _placed(function: Function) -> list[tuple[str, Dim]]:
+    """Return the lengths of the placed states, before by its name, and after."""
+    states = [
+        [v.type for v in values if isinstance(v.type, KV)]
+        for values in (function.region.params, function.region.results)
+    ]
+    pairs = [(a, b) for a, b in zip(*states, strict=True) if a.placed]
+    return list({format_dim(a.length): b.length for a, b in pairs}.items())
 
 
 def _forward(name: str, module: Module, request: Request, length: int) -> Phase:

@@ -87,7 +87,8 @@ def _parse_kv(parts: list[str]) -> KV:
     marks = parts[6:]
     if len(parts) < 6 or marks != [m for m in KV_MARKS if m in marks]:
         raise ParseError(
-            "a kv type is kv<batch, heads, length, key_dim, value_dim, dtype[, rotated][, placed]>"
+            "a kv type is kv<batch, heads, length, key_dim, value_dim, dtype[, rotated][, placed]"
+            "[, scored]>"
         )
     batch, heads, length, key_dim, value_dim = map(parse_dim, parts[:5])
     flags = dict.fromkeys(marks, True)

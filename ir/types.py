@@ -84,7 +84,8 @@ class KV:
     """Cached keys `[batch, heads, length, key_dim]` and values `[.., value_dim]` of one attention.
 
     `rotated` says whether keys are stored after their rotary embedding, `placed` whether the state
-    keeps positions and validity of its own: it may then hold other tokens than its neighbours.
+    knows which tokens it holds: it may then hold others than its neighbours. A `scored` one keeps a
+    score f32[batch, heads, length] beside each key, by which it evicts.
     """
 
     batch: Dim
@@ -95,6 +96,7 @@ class KV:
     dtype: DType
     rotated: bool = False
     placed: bool = False
+    scored: bool = False
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -107,7 +109,7 @@ class KV:
         return f"kv<{dims}, {self.dtype.value}{marks}>"
 
 
-KV_MARKS = ("rotated", "placed")
+KV_MARKS = ("rotated", "placed", "scored")
 
 
 @dataclass(frozen=True)

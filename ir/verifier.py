@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from elidir.ir.errors import IRTypeError, VerifyError, nearest
 from elidir.ir.module import DERIVATIONS, Derived, Module, Stage, resolve
 from elidir.ir.op import Op, Region, Value, Weight
-from elidir.ir.ops.state import KvAppend, KvRead
+from elidir.ir.ops.state import KvAppend, KvEvict, KvRead
 from elidir.ir.ops.structure import Layer
 from elidir.ir.printer import Printer
 from elidir.ir.symbols import Dim, free_symbols
@@ -186,7 +186,7 @@ def _late_uses(name: str, region: Region) -> Iterator[Finding]:
 
 def _consumed_by(op: Op) -> list[Value]:
     """Return the state that an op consumes; a layer consumes what its body appends to or yields."""
-    if isinstance(op, KvAppend):
+    if isinstance(op, KvAppend | KvEvict):
         return [op.kv]
     if not isinstance(op, Layer):
         return []
@@ -198,7 +198,7 @@ def _consumed_by(op: Op) -> list[Value]:
 
 def _no_state(module: Module) -> Iterator[Finding]:
     for op in module.ops():
-        if isinstance(op, KvAppend | KvRead):
+        if isinstance(op, KvAppend | KvEvict | KvRead):
             yield op, "state ops belong to a later stage; run incrementalize first"
 
 

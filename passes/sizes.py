@@ -8,7 +8,7 @@ from typing import Any
 
 import sympy
 
-from elidir.ir import Dim, Op, Tensor, as_dim
+from elidir.ir import Dim, Mask, Op, Tensor, as_dim
 
 Sizes = Mapping[sympy.Expr, Dim]
 
@@ -26,4 +26,6 @@ def with_sizes(item: Any, sizes: Sizes) -> Any:
         return tuple(with_sizes(i, sizes) for i in item)
     if isinstance(item, Tensor):
         return Tensor(with_sizes(item.dims, sizes), item.dtype)
+    if isinstance(item, Mask):
+        return Mask(with_sizes(item.dims, sizes))
     return as_dim(item.xreplace(dict(sizes))) if isinstance(item, sympy.Expr) else item

@@ -60,7 +60,7 @@ def types() -> st.SearchStrategy[ir.Type]:
     tensors = st.builds(Tensor, st.lists(dim, max_size=4).map(tuple), dtype)
     masks = st.builds(ir.Mask, st.tuples(dim, dim, dim))
     flag = st.booleans()
-    caches = st.builds(ir.KV, dim, dim, dim, dim, dim, dtype, flag, flag)
+    caches = st.builds(ir.KV, dim, dim, dim, dim, dim, dtype, flag, flag, flag)
     return tensors | masks | caches | st.builds(ir.TokenSet, dim, dim, dim)
 
 
@@ -124,7 +124,8 @@ class ModuleMaker:
         given_mask = mask = Value(ir.Mask((B, N, S + N)), "mask")
         rows = Value(Tensor((B, R), DType.I64), "rows")
         caches = [Value(cache_type(S), f"kv.{i}") for i in range(layers)]
-        own = Value(replace(cache_type(S), placed=True), "kv.own")
+        scored = self.rng.random() < 0.5
+        own = Value(replace(cache_type(S), placed=True, scored=scored), "kv.own")
         grower.add(ir.Embed(grower.ids, grower.weight(VOCABULARY, WIDTH)))
         valid = grower.add(ir.Full((B, N), True, DType.BOOL))
         if self.rng.random() < 0.5:
@@ -138,6 +139,8 @@ class ModuleMaker:
             grower.add(layer)
             states.append(layer.results[1])
             self.enter(body.weights, f"{scope}.")
+        if self.rng.random() < 0.5:
+            grower.add(evict(self.rng, own))
         grower.add(ir.TokensTake(grower.hidden(), rows))
         params = (grower.ids, grower.pos, kpos, given_mask, own, *caches, rows)
         return self.finish("step", grower, params, tuple(states))
@@ -169,6 +172,15 @@ class ModuleMaker:
             "made.scaled": ir.Entry(tensor, expr=ir.Derived("mul", (name, 0.5))),
             "made.alias": ir.Entry(tensor, expr=ir.Derived("alias", ("made.scaled",))),
         }
+
+
+def evict(rng: Random, own: Value) -> ir.KvEvict:
+    """Some of a placed state's tokens stay."""
+    by = "norm" if isinstance(own.type, ir.KV) and own.type.scored else "age"
+    recent, most = rng.choice([0, 3, 0.0, 0.25]), rng.choice([None, 7])
+    return ir.KvEvict(
+        own, None, by, N, rng.choice([0.0, 0.35, 1.0]), 2, most, recent, 1, most is None
+    )
 
 
 def cache_type(length: ir.Dim) -> ir.KV:

@@ -65,6 +65,8 @@ class Joined:
         del held, rooms
         if clock is not None and ticks is not None:
             clock += found.by_op(ticks, len(self.run.ops))
+        for op in self.layout.evictions:
+            states[op.result] = states[op.kv].evict(op)
         return tuple([self._result(v, states, outputs) for v in self.run.outputs])
 
     def _tape(self, sizes: Sizes) -> Tape:

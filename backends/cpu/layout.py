@@ -13,7 +13,19 @@ from elidir.backends.cpu.maker import Evaluate, Maker, Spot, dense, padded, stor
 from elidir.backends.cpu.native.records import FIRST_OUTER, Record
 from elidir.backends.protocol import Run
 from elidir.backends.weights import Weights
-from elidir.ir import KV, Attention, Dim, KvAppend, KvRead, Mask, Op, Tensor, Value, free_symbols
+from elidir.ir import (
+    KV,
+    Attention,
+    Dim,
+    KvAppend,
+    KvEvict,
+    KvRead,
+    Mask,
+    Op,
+    Tensor,
+    Value,
+    free_symbols,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,7 @@ class Layout:
         self.biases = {op.bias for op in run.ops if isinstance(op, Attention)} - {None}
         self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
         self.appends = [(op.result, op.kv) for op in appends]
+        self.evictions = [op for op in run.ops if isinstance(op, KvEvict)]
         self.of, self.slots = self._number()
         states = dict.fromkeys((*(a.result for a in appends), *(r.kv for r in reads)))
         self.touched = [(state, self.of[state]) for state in states]
@@ -142,5 +155,5 @@ class Layout:
         elif isinstance(op, KvRead):
             for which, value in enumerate(op.results):
                 m.put(value, self._cache(m, op.kv, which))
-        else:
+        elif not isinstance(op, KvEvict):  # which is noted by the state, and done between steps
             forms.FORMS[op.kind][0](op, m)

@@ -15,6 +15,7 @@ from elidir.ir import (
     Embed,
     FfnGated,
     KvAppend,
+    KvEvict,
     KvRead,
     Linear,
     LinearInt8,
@@ -73,7 +74,9 @@ def _grows(op: Op) -> frozenset[str]:
 def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str]) -> bool:
     if isinstance(op, KvAppend) and op.tokens is not None:
         return False
-    if isinstance(op, KvAppend | KvRead):
+    if isinstance(op, KvEvict) and op.scores is not None:
+        return False
+    if isinstance(op, KvAppend | KvEvict | KvRead):
         return _fixed_kv(op.kv.type) and not cached & set(op.operands())
     known = FORMS.get(op.kind)
     if known is None or not _is_float(op) or not check_dtypes(op) or not known[1](op):

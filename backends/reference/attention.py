@@ -135,28 +135,41 @@ def _written_out(op: Attention, sinks: torch.Tensor | None) -> Core:
 
 
 def probabilities(op: ScoreAttention, weights: Weights) -> Core:
-    """Return the function (q, k, mask, bias) -> attention [B, H, R, K], key heads repeated."""
+    """Return the function (q, k, mask, bias, adjust) -> attention [B, H, R, K], key heads repeated.
+
+    `adjust` is applied to scores before the softmax.
+    """
     softmax = _probabilities(
         op.scale, op.softcap, None if op.sinks is None else weights.load(op.sinks)
     )
 
     def run(
-        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+        q: torch.Tensor,
+        k: torch.Tensor,
+        mask: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        adjust: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        return softmax(q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), mask, bias)
+        return softmax(q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1), mask, bias, adjust)
 
     return run
 
 
 def _probabilities(scale: float, softcap: float | None, sinks: torch.Tensor | None) -> Core:
     def run(
-        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+        q: torch.Tensor,
+        k: torch.Tensor,
+        mask: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        adjust: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if bias is not None:
             scores = scores + bias
+        if adjust is not None:
+            scores = adjust(scores)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], float("-inf"))
         return _softmax(scores, sinks)

@@ -11,7 +11,7 @@ import torch
 from elidir.backends.protocol import Kernel
 from elidir.backends.reference.registry import kernel
 from elidir.backends.weights import Weights
-from elidir.ir import KvAppend, KvPositions, KvRead
+from elidir.ir import KvAppend, KvEvict, KvPositions, KvRead
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,14 @@ def append(op: KvAppend, weights: Weights) -> Kernel:
 def read(op: KvRead, weights: Weights) -> Kernel:
     """All keys and values."""
     return lambda kv: kv.read()
+
+
+@kernel(KvEvict)
+def evict(op: KvEvict, weights: Weights) -> Kernel:
+    """Leave the tokens that matter least; how many are new the state knows itself."""
+    if op.scores is None:
+        return lambda kv, *sizes: kv.evict(op)
+    return lambda kv, scores, *sizes: kv.evict(op, scores)
 
 
 @kernel(KvPositions)

@@ -6,12 +6,14 @@ pass's affair.
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from elidir.backends.protocol import Kernel, PlacedState
 from elidir.backends.reference.attention import probabilities
+from elidir.backends.reference.noise import Noise
 from elidir.backends.reference.registry import kernel
 from elidir.backends.tokens import Tokens, take
 from elidir.backends.weights import Weights
@@ -33,18 +35,20 @@ ROWS_AT_ONCE = 64
 def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     """Attention of the given queries, some rows at a time, added up over them."""
     softmax = probabilities(op, weights)
-    takes_mask, takes_bias = op.mask is not None, op.bias is not None
+    given = [n for n in ("mask", "bias", "pos", "state") if getattr(op, n) is not None]
 
-    def run(q: Tensor, k: Tensor, *rest: Tensor | None) -> Tensor:
-        mask = rest[0] if takes_mask else None
-        bias = rest[-1] if takes_bias else None
+    def run(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+        found = dict(zip(given, rest, strict=True))
+        mask, bias = found.get("mask"), found.get("bias")
+        noise = Noise(op, found["pos"], found["state"], q.shape[1]) if "pos" in found else None
         batch, heads, rows, _ = q.shape
         groups = k.shape[1]
         total = torch.zeros(batch, groups, k.shape[2])
         for start in range(0, rows, ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
-            found = softmax(q[:, :, some], k, _rows(mask, some, 1), _rows(bias, some, 2))
-            total += found.sum(2).float().unflatten(1, (groups, heads // groups)).mean(2)
+            adjust = None if noise is None else noise.of(some)
+            part = softmax(q[:, :, some], k, _rows(mask, some, 1), _rows(bias, some, 2), adjust)
+            total += part.sum(2).float().unflatten(1, (groups, heads // groups)).mean(2)
         return total
 
     return run

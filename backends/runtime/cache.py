@@ -1,12 +1,14 @@
 """The KV cache: keys and values of all layers on preallocated storage.
 
 Each layer holds [B, G, capacity, D], so that what is cached is read as a view with contiguous
-channels. Original positions and validity are kept once for all layers that hold every token; a
-layer that holds tokens of its own choice has a store of its own (`placed.py`). A step stages its
-tokens, each layer appends through its handle, and `commit` makes them part of the cache: a step
-that fails leaves it as it was. What a mask looks like is decided elsewhere.
+channels. Original positions and validity of all tokens are kept once; layers that hold tokens of
+their own choice have stores of their own (`placed.py`). A step stages its tokens, each layer
+appends through its handle, and `commit` makes them part of the cache: a step that fails leaves it
+as it was. What a mask looks like is decided elsewhere.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,7 @@ class Snapshot:
     positions: Tensor
     valid: Tensor
     placed: tuple[Content, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -60,11 +63,12 @@ class KVCache:
     ) -> None:
         self.layers, self.limit = tuple(layers), limit
         self._shared = [s for s in self.layers if not s.placed]
+        kinds = Counter(s for s in self.layers if s.placed)
         self.length = 0
         self.dense = True
         self._staged, self._staged_dense = 0, True
         capacity = max(capacity, 1) if limit is None else min(max(capacity, 1), limit)
-        self.placed = [PlacedStore(s, batch, capacity) for s in self.layers if s.placed]
+        self.placed = {s: PlacedStore(s, n, batch, capacity) for s, n in kinds.items()}
         self._allocate(batch, capacity)
 
     def _allocate(self, batch: int, capacity: int) -> None:
@@ -90,32 +94,45 @@ class KVCache:
         new = positions.shape[1]
         end = self.length + new
         self.reserve(end)
+        for store in self.placed.values():
+            store.settle(self.valid.narrow(1, 0, self.length))
         self.positions.narrow(1, self.length, new).copy_(positions)
         slots = self.valid.narrow(1, self.length, new)
         if valid is None:
             slots.fill_(True)
         else:
             slots.copy_(valid)
-        if self.placed:
-            staged = Staged.of(positions, valid, self.length)
-            for store in self.placed:
-                store.stage(staged)
         self._staged, self._staged_dense = new, valid is None
-        return self.positions.narrow(1, 0, end), self.valid.narrow(1, 0, end)
+        held = self.positions.narrow(1, 0, end), self.valid.narrow(1, 0, end)
+        for store in self.placed.values():
+            store.stage(Staged(*held, self.length, valid is None))
+        return held
 
     def handles(self) -> list[LayerKV | PlacedKV]:
         """Return the state of each layer, to which a step appends the staged tokens."""
         length, limit = self.length, self.length + self._staged
         shared = (LayerKV(k, v, length, limit) for k, v in zip(self.keys, self.values, strict=True))
-        own = (store.handle() for store in self.placed)
-        return [next(own) if s.placed else next(shared) for s in self.layers]
+        found: list[LayerKV | PlacedKV] = []
+        places = {spec: itertools.count() for spec in self.placed}
+        for number, spec in enumerate(self.layers):
+            if store := self.placed.get(spec):
+                found.append(PlacedKV(store, next(places[spec]), store.length, number))
+            else:
+                found.append(next(shared))
+        return found
 
-    def commit(self) -> None:
-        """Make the staged tokens part of the cache, once every layer has appended them."""
+    def commit(self, *, settle: bool = False) -> None:
+        """Make the staged tokens part of the cache, once every layer has appended them.
+
+        What the step evicts goes when the next one is staged, or at once with `settle`: then the
+        step cannot be taken back.
+        """
         self.dense = self.dense and self._staged_dense
         self.length += self._staged
-        for store in self.placed:
+        for store in self.placed.values():
             store.commit()
+            if settle:
+                store.settle(self.valid.narrow(1, 0, self.length))
         self._staged = 0
 
     def reserve(self, tokens: int) -> None:
@@ -133,9 +150,13 @@ class KVCache:
     # ---- between steps
 
     def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens; raises `CacheError` if there are fewer."""
+        """Forget all but the first `length` tokens.
+
+        Raises `CacheError` if there are fewer, or some of them were evicted since.
+        """
         if not 0 <= length <= self.length:
             raise CacheError(f"cannot crop to {length} tokens; the cache holds {self.length}")
+        self._check_evicted(length)
         self._renumber(torch.arange(self.length).expand(self.batch, -1), length)
         self.length = length
         self._refresh()
@@ -143,8 +164,12 @@ class KVCache:
     def _renumber(self, ordinals: Tensor, length: int) -> None:
         """Tell the layers of their own choice which ordinals, those below `length`, stay."""
         table = ordinals.masked_fill(ordinals >= length, -1)
-        for store in self.placed:
+        for store in self.placed.values():
             store.renumber(table)
+
+    def _check_evicted(self, start: int) -> None:
+        for store in self.placed.values():
+            store.check(start)
 
     def gather(self, slots: Tensor, keep: Tensor | None = None, *, start: int = 0) -> None:
         """Keep the first `start` slots, and after them the chosen ones in the order given.
@@ -156,9 +181,10 @@ class KVCache:
             start: how many slots stay where they are.
 
         Raises:
-            CacheError: a slot that the cache does not hold.
+            CacheError: a slot that the cache does not hold, or tokens of which some were evicted.
         """
         self._check_slots(slots, start)
+        self._check_evicted(max(start, 1))
         count = slots.shape[-1]
         for stored in (*self.keys, *self.values):
             stored.narrow(2, start, count).copy_(_take(stored, slots))
@@ -200,12 +226,12 @@ class KVCache:
             or not 0 <= int(rows.min()) <= int(rows.max()) < self.batch
         ):
             raise CacheError(f"rows must be a list of numbers from 0 to {self.batch - 1}")
-        chosen = tuple(store.content(rows) for store in self.placed)
+        chosen = tuple(store.content(rows) for store in self.placed.values())
         self._replace(self._copy(lambda t: t.index_select(0, rows), chosen), self.capacity)
 
     def snapshot(self) -> Snapshot:
         """Return a copy of what is cached."""
-        return self._copy(Tensor.clone, tuple(store.content() for store in self.placed))
+        return self._copy(Tensor.clone, tuple(s.content() for s in self.placed.values()))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what a snapshot of this cache, or of one with the same layers, held.
@@ -213,9 +239,7 @@ class KVCache:
         Raises:
             CacheError: the snapshot's layers are not this cache's.
         """
-        found = [(k.shape[1], k.shape[3], v.shape[3], k.dtype) for k, v in _pairs(snapshot)]
-        layers = (*self._shared, *(s.spec for s in self.placed))
-        if found != [(s.heads, s.key_dim, s.value_dim, s.dtype) for s in layers]:
+        if snapshot.layers != self.layers:
             raise CacheError(
                 "the snapshot is of a cache with other layers; restore it where it is from"
             )
@@ -229,6 +253,7 @@ class KVCache:
             copy(self.positions.narrow(1, 0, used)),
             copy(self.valid.narrow(1, 0, used)),
             placed,
+            self.layers,
         )
 
     def _replace(self, content: Snapshot, capacity: int) -> None:
@@ -242,8 +267,8 @@ class KVCache:
             stored.narrow(2, 0, length).copy_(kept)
         self.positions.narrow(1, 0, length).copy_(content.positions)
         self.valid.narrow(1, 0, length).copy_(content.valid)
-        for store, own in zip(self.placed, content.placed, strict=True):
-            store.put(own, max(store.capacity, own.positions.shape[1]))
+        for store, own in zip(self.placed.values(), content.placed, strict=True):
+            store.put(own, max(store.capacity, own.valid.shape[1]))
         self.length = length
         self._refresh()
 
@@ -270,14 +295,14 @@ class KVCache:
     def bytes_used(self) -> int:
         """Bytes of the keys and values that are cached."""
         shared = sum(s.bytes for s in self._shared) * self.batch * self.length
-        return shared + sum(store.bytes_used for store in self.placed)
+        return shared + sum(store.bytes_used for store in self.placed.values())
 
     @property
     def bytes_allocated(self) -> int:
         """Bytes of all storage, positions and validity included."""
-        own = (t for store in self.placed for t in store.tensors())
-        parts = (*self.keys, *self.values, self.positions, self.valid, *own)
-        return sum(t.nbytes for t in parts)
+        parts = (*self.keys, *self.values, self.positions, self.valid)
+        own = sum(store.bytes_allocated for store in self.placed.values())
+        return own + sum(t.nbytes for t in parts)
 
 
 def _take(stored: Tensor, slots: Tensor) -> Tensor:
@@ -286,8 +311,3 @@ def _take(stored: Tensor, slots: Tensor) -> Tensor:
         return stored.index_select(2, slots)
     batch, heads, _, width = stored.shape
     return stored.gather(2, slots[:, None, :, None].expand(batch, heads, slots.shape[1], width))
-
-
-def _pairs(snapshot: Snapshot) -> list[tuple[Tensor, Tensor]]:
-    shared = zip(snapshot.keys, snapshot.values, strict=True)
-    return [*shared, *((own.keys, own.values) for own in snapshot.placed)]

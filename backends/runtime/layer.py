@@ -11,18 +11,23 @@ from torch import Tensor
 
 from elidir.backends.dtypes import torch_dtype
 from elidir.backends.runtime.errors import CacheError
-from elidir.ir import KV, Value
+from elidir.ir import KV, Value, format_dim
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer's cache: key heads, channels of keys and of values, dtype, whether it is placed."""
+    """One layer's cache: key heads, channels of keys and of values, dtype.
+
+    `placed` names the number of tokens that a placed state holds, "" for one that holds all;
+    `scored` says whether it keeps a score for each.
+    """
 
     heads: int
     key_dim: int
     value_dim: int
     dtype: torch.dtype
-    placed: bool = False
+    placed: str = ""
+    scored: bool = False
 
     @property
     def bytes(self) -> int:
@@ -39,7 +44,9 @@ def _spec(kv: KV) -> LayerSpec:
     sizes, dtype = (kv.heads, kv.key_dim, kv.value_dim), torch_dtype(kv.dtype)
     if not all(isinstance(n, int) for n in sizes):
         raise CacheError(f"{kv} has symbolic heads or channels; a cache needs them as numbers")
-    return LayerSpec(int(kv.heads), int(kv.key_dim), int(kv.value_dim), dtype, kv.placed)
+    placed = format_dim(kv.length) if kv.placed else ""
+    widths = (int(kv.heads), int(kv.key_dim), int(kv.value_dim))
+    return LayerSpec(*widths, dtype, placed, kv.scored)
 
 
 class LayerKV:

@@ -6,7 +6,7 @@ rows; storage is the cache's affair, and choosing tokens that of `generate`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from elidir.backends.runtime.decoder import Call, Rows, Stats, Wanted, as_rows
 from elidir.backends.runtime.errors import CacheError, InputError
 from elidir.backends.runtime.layer import LayerSpec, layer_specs
 from elidir.backends.runtime.masks import Tree, step_mask, tree
+from elidir.ir import Symbol
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,35 @@ class Prefill:
     Args:
         run: called as a step, with the validity bool[B, N] of the new tokens behind the mask.
         least: the fewest tokens of a prompt that it takes.
+        whole: whether it computes every token, and evicts from the cache alone. It then has no
+            such validity, and reads a session's first tokens whichever rows are wanted.
     """
 
     run: Callable[..., Sequence[Any]]
     least: int = 1
+    whole: bool = False
 
-    def of(self, new: int, valid: Tensor | None) -> Callable[..., Sequence[Any]] | None:
-        """Return the program as a step over so many tokens, None if it does not take them."""
-        if new < self.least:
+    @classmethod
+    def over(cls, run: Any, symbols: Mapping[str, Symbol]) -> "Prefill":
+        """Return what the executable of a module's `@prefill` takes, given its symbols."""
+        length = str(run.params[0].type.dims[1])
+        return cls(run, symbols[length].lo, whole="valid" not in {p.name for p in run.params})
+
+    def of(
+        self, new: int, valid: Tensor | None, *, last: bool, first: bool
+    ) -> Callable[..., Sequence[Any]] | None:
+        """Return the program as a step over so many tokens, None if it does not take them.
+
+        Args:
+            new: tokens.
+            valid: which are no padding.
+            last: whether the last row alone is wanted.
+            first: whether they are the session's first.
+        """
+        if new < self.least or not (last or (self.whole and first)):
             return None
+        if self.whole:
+            return self.run
 
         def run(ids: Tensor, pos: Tensor, kpos: Tensor, mask: Any, *rest: Any) -> Sequence[Any]:
             known = torch.ones(ids.shape, dtype=torch.bool) if valid is None else valid
@@ -136,8 +157,9 @@ class Session:
         place = self._place(ids, valid, positions, branches)
         check_positions(place.top, self.max_positions)
         program = self.step
-        if self.prefill and rows is Rows.LAST and branches is None:
-            program = self.prefill.of(ids.shape[1], valid) or self.step
+        if self.prefill and branches is None:
+            last, first = rows is Rows.LAST, self.length == 0
+            program = self.prefill.of(ids.shape[1], valid, last=last, first=first) or self.step
         return self._run(program, ids, valid, place, branches, wanted)
 
     def _run(
@@ -154,7 +176,7 @@ class Session:
         mask = step_mask(new, seen, branches, dense=cache.dense and valid is None)
         start = time.perf_counter()
         logits: Tensor = program(ids, place.positions, keys, mask, *cache.handles(), rows)[0]
-        cache.commit()
+        cache.commit(settle=program is not self.step)
         self._next, self._top, self._fed = place.next, place.top, new
         self.stats.calls.append(Call(new, past, time.perf_counter() - start))
         self.stats.kv_bytes = cache.bytes_used
@@ -218,7 +240,7 @@ class Session:
         self.gather(start + chosen.clamp(min=0), chosen >= 0, start=start)
 
     def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens; raises `CacheError` if there are fewer."""
+        """Forget all but the first `length` tokens; raises `CacheError` as `KVCache.crop` does."""
         self.cache.crop(length)
         self._recount()
 

@@ -79,8 +79,7 @@ class Program:
         """`@prefill`, which drops tokens of a prompt; None where no pass has made one."""
         if "prefill" not in self.module.functions:
             return None
-        length = str(self.module["prefill"].region.params[0].type.dims[1])
-        return Prefill(self._lower("prefill"), self.module.symbols[length].lo)
+        return Prefill.over(self._lower("prefill"), self.module.symbols)
 
     def _lower(self, name: str) -> Executable:
         started = time.perf_counter()

@@ -66,7 +66,7 @@ from elidir.ir.ops.shape import (
     Slice,
     Take,
 )
-from elidir.ir.ops.state import KvAppend, KvPositions, KvRead
+from elidir.ir.ops.state import KvAppend, KvEvict, KvPositions, KvRead
 from elidir.ir.ops.structure import Layer, Opaque
 from elidir.ir.ops.tokens import (
     ScoreAttention,
@@ -98,6 +98,7 @@ __all__ = [
     "HeadsSplit",
     "Iota",
     "KvAppend",
+    "KvEvict",
     "KvPositions",
     "KvRead",
     "Layer",

@@ -11,7 +11,7 @@ import sympy
 from elidir.ir.errors import IRTypeError
 from elidir.ir.op import Op, Value, Weight, op
 from elidir.ir.symbols import Dim, as_dim, ceildiv, format_dim
-from elidir.ir.types import DType, Mask, Tensor, TokenSet, Type, check_rank, replace_dim
+from elidir.ir.types import KV, DType, Mask, Tensor, TokenSet, Type, check_rank, replace_dim
 
 
 def token_set(value: Value) -> TokenSet:
@@ -28,6 +28,11 @@ class ScoreAttention(Op):
     It is what a key gets of the attention of R queries, the mean over the heads that share key head
     g. Operands are those of `attention` without the values: q is [B, H, R, D], k [B, G, K, D]. The
     attention beside it stays fused; only these rows are made again.
+
+    With a `seed` the softmax is of (scores + noise) / tau, noise being Gumbel(0, 1), drawn for the
+    seed, the layer, the head, and the positions of query (`pos` i64[B, R]) and key, which
+    `state` knows. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the first
+    feed of a session (arXiv 2403.09054).
     """
 
     q: Value
@@ -35,8 +40,14 @@ class ScoreAttention(Op):
     mask: Value | None = None
     bias: Value | None = None
     sinks: Weight | None = None
+    pos: Value | None = None
+    state: Value | None = None
     scale: float = 1.0
     softcap: float | None = None
+    seed: int | None = None
+    tau: float = 1.0
+    tau_end: float = 1.0
+    tau_steps: int = 1
 
     def infer(self) -> Type:
         q, k = self.q.tensor, self.k.tensor
@@ -50,7 +61,23 @@ class ScoreAttention(Op):
             (1, k.dims[2]),
         ):
             raise IRTypeError(f"{mask} does not fit queries {q} and keys {k}")
+        self._check_noise(q, k)
         return Tensor(k.dims[:3], DType.F32)
+
+    def _check_noise(self, q: Tensor, k: Tensor) -> None:
+        if (self.pos is None) != (self.state is None) or (self.seed is None) != (self.pos is None):
+            raise IRTypeError("noise needs a seed, the queries' positions and the keys' state")
+        if self.pos is None or self.state is None:
+            return
+        kv = self.state.type
+        if not isinstance(kv, KV) or not kv.placed or kv.length != k.dims[2]:
+            raise IRTypeError(f"{self.state!r} does not know where the keys {k} stand")
+        if self.pos.type != Tensor((q.dims[0], q.dims[2]), DType.I64):
+            raise IRTypeError(f"positions {self.pos.type} are not those of queries {q}")
+
+    def verify(self) -> None:
+        if min(self.tau, self.tau_end) <= 0 or self.tau_steps < 1:
+            raise IRTypeError("tau is above 0, and changes over one step or more")
 
 
 @op("tokens.select")

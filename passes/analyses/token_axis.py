@@ -23,6 +23,7 @@ from elidir.ir import (
     HeadsSplit,
     Iota,
     KvAppend,
+    KvEvict,
     Layer,
     MaskAnd,
     MaskCausal,
@@ -393,6 +394,7 @@ RULES: dict[str, Rule] = {
     "tokens.take": _never,
     "kv.read": _never,
     KvAppend.kind: _never,
+    KvEvict.kind: _never,
 }
 
 assert set(RULES) <= set(OPS), "a rule names no op"

@@ -25,7 +25,6 @@ from elidir.ir import (
     KvAppend,
     KvPositions,
     Layer,
-    Mask,
     MaskKeep,
     MaskState,
     Op,
@@ -140,8 +139,6 @@ class Narrowing:
         return Function(name, Region(tuple(params), (*self.front, *self.ops), results))
 
     def _param(self, old: Value, sizes: Mapping[sympy.Expr, Dim]) -> Value:
-        if isinstance(old.type, Mask):
-            return Value(Mask(with_sizes(old.type.dims, sizes)), old.name)
         if not isinstance(old.type, KV):
             return Value(with_sizes(old.type, sizes), old.name)
         layers = [op for op in self.step.ops if isinstance(op, Layer)]

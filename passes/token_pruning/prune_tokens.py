@@ -12,7 +12,6 @@ from elidir.ir import KV, Attention, Layer, Module, Opaque, Region, Stage, Symbo
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
-from elidir.passes.exact.move_gathers import move_gathers
 from elidir.passes.options import Range
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
@@ -77,7 +76,7 @@ class PruneTokens(Pass):
             new = new.with_function(function)
         parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(kept, cuts, strict=True))
         cx.applied("@prefill", f"of a prompt go on: {parts}")
-        return cx.result(move_gathers(sweep(new), cx))
+        return cx.result(sweep(new))
 
     def _cuts(self, layers: int) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""
@@ -111,7 +110,8 @@ class PruneTokens(Pass):
 def _obstacle(step: Region, layers: list[Layer]) -> str:
     """Return why tokens cannot be dropped anywhere, or ""."""
     if any(isinstance(p.type, KV) and p.type.placed for p in step.params):
-        return "its states hold tokens of their own choice already"
+        order = "to evict too, give prune-tokens first, then evict-kv"
+        return f"its states hold tokens of their own choice already; {order}"
     if len(layers) < 2:
         return "it has no two layers to drop tokens between"
     return ""

@@ -1,13 +1,31 @@
 """Scorers: how much each key matters, read off one attention. f32[B, G, K], the higher the more.
 
 A scorer emits a few ops beside an attention that stays as it is, and returns their value. Which
-tokens are dropped for it is decided elsewhere; a pass names a scorer by an option.
+tokens are dropped for it is decided elsewhere; a pass names a scorer by an option. Those of
+`prune-tokens` look at the wanted rows; those of `evict-kv` are in `EVICTION`, each with what stays
+whatever its score.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from elidir.ir import Attention, Op, ScoreAttention, TokensTake, Value
+from elidir.ir import (
+    Add,
+    Attention,
+    Concat,
+    Expand,
+    Iota,
+    KvAppend,
+    Maximum,
+    Op,
+    Pad,
+    ScoreAttention,
+    Slice,
+    TokensTake,
+    Value,
+    as_dim,
+)
 
 # Takes an attention, the wanted tokens i64[B, R], and the list that its ops go to.
 Scorer: TypeAlias = Callable[[Attention, Value, list[Op]], Value]
@@ -18,23 +36,106 @@ def last_row(attention: Attention, rows: Value, ops: list[Op]) -> Value:
     return received(attention, rows, ops)
 
 
-def received(attention: Attention, rows: Value | None, ops: list[Op]) -> Value:
+def received(attention: Attention, rows: Value | None, ops: list[Op], **noise: Any) -> Value:
     """Return what each key gets of the attention of some queries, or of all."""
 
     def chosen(value: Value | None, axis: int = 1) -> Value | None:
         if value is None or rows is None or value.type.dims[axis] == 1:
             return value
-        ops.append(TokensTake(value, rows, axis, loc=attention.loc))
-        return ops[-1].results[0]
+        return _emit(ops, TokensTake(value, rows, axis, loc=attention.loc))
 
     q, mask, bias = chosen(attention.q, 2), chosen(attention.mask), chosen(attention.bias, 2)
     assert q is not None
-    scale, softcap = attention.scale, attention.softcap
-    score = ScoreAttention(
-        q, attention.k, mask, bias, attention.sinks, scale, softcap, loc=attention.loc
-    )
-    ops.append(score)
-    return score.result
+    given = {"scale": attention.scale, "softcap": attention.softcap, "loc": attention.loc, **noise}
+    return _emit(ops, ScoreAttention(q, attention.k, mask, bias, attention.sinks, **given))
+
+
+def _emit(ops: list[Op], op: Op) -> Value:
+    ops.append(op)
+    return op.results[0]
 
 
 SCORERS: dict[str, Scorer] = {"last-row": last_row}
+
+
+# ---- scorers by which a cache evicts
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a token may be evicted: an attention, the append before it, and the new tokens.
+
+    `pos` i64[B, N] are the positions of all tokens of the step, `prompt` says that it is a prompt.
+    """
+
+    attention: Attention
+    append: KvAppend
+    pos: Value
+    prompt: bool
+
+    @property
+    def new(self) -> Any:
+        """How many tokens the append brings."""
+        return self.append.k.type.dims[2]
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """A method of eviction: by what, its scorer, and what stays in any case.
+
+    Args:
+        by: as in `kv.evict`.
+        scorer: takes what is seen, the list that its ops go to, and the options of the pass.
+        recent: the part of what stays that is the newest.
+        sinks: first tokens that stay.
+        in_step: whether it evicts behind each step too.
+    """
+
+    by: str
+    scorer: Callable[[Seen, list[Op], Any], Value] | None = None
+    recent: float = 0.0
+    sinks: int = 0
+    in_step: bool = True
+
+
+def h2o(seen: Seen, ops: list[Op], options: Any) -> Value:
+    """Return what each key got of all attention (H2O, arXiv 2306.14048)."""
+    return received(seen.attention, None, ops)
+
+
+def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
+    """Return the same with Gumbel noise and a rising temperature (Keyformer, arXiv 2403.09054)."""
+    if not options.noise:
+        return received(seen.attention, None, ops)
+    pos, some = seen.pos, seen.append.tokens
+    if some is not None:
+        pos = _emit(ops, TokensTake(pos, some))
+    (tau, tau_end), steps = options.tau, options.tau_steps
+    noise = {"seed": options.seed, "tau": tau, "tau_end": tau_end, "tau_steps": steps}
+    return received(seen.attention, None, ops, pos=pos, state=seen.append.result, **noise)
+
+
+def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
+    """Return what each key, or a neighbour, gets of a prompt's last queries (arXiv 2404.14469)."""
+    new, window = seen.new, min(options.window, options.at_least)
+    batch = seen.attention.q.type.dims[0]
+    last = _emit(ops, Slice(_emit(ops, Iota(new)), 0, as_dim(new - window), new))
+    scores = received(seen.attention, _emit(ops, Expand(last, (batch, window))), ops)
+    length = seen.append.result.type.dims[2]
+    held = as_dim(length - new)
+    old, fresh = (
+        _emit(ops, Slice(scores, 2, start, stop)) for start, stop in ((0, held), (held, length))
+    )
+    best, join = fresh, Maximum if options.pool == "max" else Add
+    for shift in (n for i in range(1, options.near + 1) for n in (i, -i)):
+        best = _emit(ops, join(best, _emit(ops, Pad(fresh, 2, shift, -shift))))
+    return _emit(ops, Concat((old, best), 2))
+
+
+EVICTION: dict[str, Eviction] = {
+    "h2o": Eviction("scores", h2o, recent=0.5),
+    "keyformer": Eviction("scores", keyformer, recent=0.3),
+    "snapkv": Eviction("scores", snapkv, in_step=False),
+    "streaming": Eviction("age", sinks=4),  # arXiv 2309.17453
+    "knorm": Eviction("norm", recent=0.1),  # arXiv 2406.11430
+}

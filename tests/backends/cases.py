@@ -5,6 +5,7 @@ float64 by formulas that share nothing with the backends' kernels. Cases of a ki
 attributes; sizes and dtypes are the test's choice.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,7 @@ from elidir.ir import (
     HeadsSplit,
     Iota,
     KvAppend,
+    KvEvict,
     KvPositions,
     KvRead,
     LayerNorm,
@@ -882,6 +884,23 @@ class Own(FunctionalKV):
         """Return the validity of the slots."""
         return (torch.arange(self.k.shape[2]) != 1).expand(len(self.k), -1)
 
+    def head_positions(self) -> torch.Tensor:
+        """Return the positions of the slots, which both key heads share."""
+        return self.positions()[:, None].expand(-1, 2, -1)
+
+    def since(self) -> torch.Tensor:
+        """Return the position after the first feed."""
+        return torch.full((len(self.k), 1), 2)
+
+    number = 3
+
+    def evict(self, rule: KvEvict, scores: torch.Tensor | None = None) -> FunctionalKV:
+        """Keep the two slots of highest score in each head, in their order."""
+        scores = -self.k.norm(dim=-1) if scores is None else scores
+        slots = scores.argsort(-1, descending=True)[..., :2].sort(-1).values[..., None]
+        kept = (t.gather(2, slots.expand(-1, -1, -1, t.shape[3])) for t in (self.k, self.v))
+        return FunctionalKV(*kept)
+
 
 def own_state(b: Bench, length: int) -> Value:
     """Return a placed state of `length` tokens."""
@@ -893,6 +912,20 @@ def own_state(b: Bench, length: int) -> Value:
 @case(KvPositions)
 def kv_positions(b: Bench) -> Any:
     return KvPositions(own_state(b, 3)), torch.tensor([[3, 2, 1]]).expand(b.size("B"), -1)
+
+
+@case(KvEvict, "scores", "norm")
+def kv_evict(b: Bench, by: str) -> Any:
+    """What a state does with the rule is its own affair; here it is that it is asked."""
+    k, v = torch.randn(b.size("B"), 2, 3, 4), torch.randn(b.size("B"), 2, 3, 3)
+    kind = KV(dim("B"), 2, 3, 4, 3, DType.F32, placed=True, scored=True)
+    kv = b.state(kind, Own(k, v))
+    scores = b.x("B", 2, 3, dtype=DType.F32) if by == "scores" else None
+    given = -(k * k).sum(-1) if scores is None else b[scores]
+    rows, flat = given.argmin(-1).flatten().tolist(), (k.flatten(0, 1), v.flatten(0, 1))
+    left = [[torch.cat([r[:i], r[i + 1 :]]) for i, r in zip(rows, t, strict=True)] for t in flat]
+    kept = (torch.stack(t).unflatten(0, (b.size("B"), 2)) for t in left)
+    return KvEvict(kv, scores, by, 1, 0.0, 2), FunctionalKV(*kept)
 
 
 # ---- sets of tokens
@@ -1001,6 +1034,36 @@ def score_attention(b: Bench, how: str) -> Any:
     given = (weight / share).sum(2)
     wanted = (given[:, 0::2] + given[:, 1::2]) / 2
     return ScoreAttention(q, k, mask, sinks=sinks, scale=0.4, softcap=softcap), wanted
+
+
+WORD = 1 << 32
+
+
+def mixed(x: int) -> int:
+    """Return a word whose bits are mixed, by integers alone."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * factor % WORD
+    return x ^ x >> 16
+
+
+def gumbel(seed: int, layer: int, head: int, query: int, key: int) -> float:
+    """Return the noise of a query and a key."""
+    word = mixed((head + mixed((seed * 0x9E3779B9 + layer + 1) % WORD)) % WORD)
+    word = mixed((query + word) % WORD) + mixed(key ^ 0x9E3779B9)
+    uniform = (mixed(word % WORD) % (1 << 23) + 0.5) / (1 << 23)
+    return -math.log(-math.log(uniform))
+
+
+@case(ScoreAttention)
+def score_attention_with_noise(b: Bench) -> Any:
+    q, k = b.x("B", 4, 2, 4, dtype=b.dtype), b.x("B", 2, 3, 4, dtype=b.dtype)
+    pos = b.data(torch.tensor([[1, 4]]).expand(b.size("B"), -1), "B", 2, dtype=DType.I64)
+    scores = b[q] @ b[k].repeat_interleave(2, 1).transpose(-1, -2) * 0.4
+    for head, row, slot in itertools.product(range(4), range(2), range(3)):
+        scores[:, head, row, slot] += gumbel(5, 3, head, (1, 4)[row], (3, 2, 1)[slot])
+    given = (scores / torch.tensor([1.0, 1.75])[:, None]).softmax(-1).sum(2)
+    noise = {"pos": pos, "state": own_state(b, 3), "seed": 5, "tau_end": 2.0, "tau_steps": 4}
+    return ScoreAttention(q, k, scale=0.4, **noise), (given[:, 0::2] + given[:, 1::2]) / 2
 
 
 # ---- opaque

@@ -33,9 +33,10 @@ MASK = Value(ir.Mask((B, T, S)), "m")
 KV = Value(ir.KV(B, 2, S, 8, 8, F32), "kv")
 ROWS = v(B, 3, dtype=I64)
 OWN = Value(ir.KV(B, 2, S, 8, 8, F32, placed=True), "kv")
+SCORED = Value(ir.KV(B, 2, S, 8, 8, F32, placed=True, scored=True), "kv")
 SET = Value(ir.TokenSet(B, 3, T), "set")
 STEP = Value(ir.Mask((B, T, S + T)), "m")
-SCORES = v(B, T)
+SCORES, K_SCORES = v(B, T), v(B, 2, S)
 BODY = ir.make_body("b", ir.Region((X,), (), (X, X)))
 
 GRID = v(B, T, 8, dtype=DType.U8)
@@ -68,6 +69,10 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "kv.append": (
         lambda: ir.KvAppend(KV, v(B, 2, T, 8), v(B, 2, T, 8)),
         "kv<B, 2, S + T, 8, 8, f32>",
+    ),
+    "kv.evict": (
+        lambda: ir.KvEvict(SCORED, K_SCORES, "scores", 3, 0.5, 4, 100, recent=0.3),
+        "kv<B, 2, min(100, S, max(4, S - 1)), 8, 8, f32, placed, scored>",
     ),
     "kv.positions": (lambda: ir.KvPositions(OWN), "i64[B, S]"),
     "kv.read": (lambda: ir.KvRead(KV), "f32[B, 2, S, 8], f32[B, 2, S, 8]"),
@@ -186,6 +191,12 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("kv.append", lambda: ir.KvAppend(KV, v(B, 2, T, 8), v(B, 2, S, 8)), "do not fit kv<B"),
     ("kv.append", lambda: ir.KvAppend(KV, v(B, 2, 3, 8), v(B, 2, 3, 8), SET), "of its own"),
     ("kv.append", lambda: ir.KvAppend(OWN, v(B, 2, 5, 8), v(B, 2, 5, 8), SET), "not the tokens"),
+    ("kv.evict", lambda: ir.KvEvict(KV), "it must be placed"),
+    ("kv.evict", lambda: ir.KvEvict(OWN, SCORES, "scores"), "asks for f32[B, 2, S]"),
+    ("kv.evict", lambda: ir.KvEvict(OWN, K_SCORES), "evicts by 'age'"),
+    ("kv.evict", lambda: ir.KvEvict(OWN, by="norm"), "it must be scored"),
+    ("kv.evict", lambda: ir.KvEvict(OWN, keep=1.5), "keep is from 0 to 1"),
+    ("kv.evict", lambda: ir.KvEvict(OWN, recent=1.5), "recent is a number of tokens or a part"),
     ("kv.positions", lambda: ir.KvPositions(KV), "no positions of its own"),
     ("kv.read", lambda: ir.KvRead(K), "is not a KV cache"),
     ("layer", lambda: ir.Layer(BODY, (IDS,), "a"), "@b expects f32[B, T, 8] but got i64[B, T]"),
@@ -248,6 +259,18 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("rope.table", lambda: ir.RopeTable(IDS, w(4, 4)), "needs frequencies [D/2]"),
     ("score.attention", lambda: ir.ScoreAttention(Q, v(B, 2, S, 4)), "do not fit"),
     ("score.attention", lambda: ir.ScoreAttention(Q, Q, MASK), "mask[B, T, S] does not fit"),
+    ("score.attention", lambda: ir.ScoreAttention(Q, K, MASK, seed=1), "noise needs a seed"),
+    (
+        "score.attention",
+        lambda: ir.ScoreAttention(Q, K, MASK, pos=IDS, state=KV, seed=1),
+        "does not know where the keys",
+    ),
+    (
+        "score.attention",
+        lambda: ir.ScoreAttention(Q, K, MASK, pos=ROWS, state=OWN, seed=1),
+        "are not those of queries",
+    ),
+    ("score.attention", lambda: ir.ScoreAttention(Q, K, MASK, tau=0.0), "tau is above 0"),
     ("slice", lambda: ir.Slice(X, 2, 3, 9), "slice 3:9 does not lie in the 8 of"),
     ("slice", lambda: ir.Slice(X, 1, 3, 2), "slice 3:2 does not lie in the T of"),
     ("slice", lambda: ir.Slice(X, 2, -1, 2), "slice -1:2 does not lie"),

@@ -14,10 +14,18 @@ from torch import Tensor
 from elidir.backends.runtime import Prefill, Rows, Session
 from elidir.ir import Module
 from elidir.passes import Invariant, Pass, Pipeline, PipelineResult, Verify, passes
+from elidir.passes.token_pruning.scorers import EVICTION
 from tests.frontends.families import CAUSAL, Family, executable, family
 
 # How a pass acts on models of two layers and prompts of some ten tokens.
-ACTING: dict[str, dict[str, Any]] = {"prune-tokens": {"keep": 0.5, "at_least": 3}}
+FEW: dict[str, Any] = {"keep": 0.5, "at_least": 3}
+ACTING: dict[str, list[dict[str, Any]]] = {
+    "prune-tokens": [FEW],
+    "evict-kv": [FEW | {"scorer": scorer} for scorer in EVICTION],
+}
+ROWS = [(name, options) for name, rows in ACTING.items() for options in rows]
+IDS = ["-".join([name, *(o[k] for k in o.keys() & {"scorer"})]) for name, o in ROWS]
+acting = pytest.mark.parametrize(("name", "options"), ROWS, ids=IDS)
 CALIBRATED = {"extract-outliers"}
 LOSSY = sorted(n for n, cls in passes().items() if cls.invariant is Invariant.QUALITY)
 PROMPT, SHORT = 12, 7
@@ -33,8 +41,7 @@ def session(known: Family, module: Module, batch: int = 1) -> Session:
     """A session that reads prompts as the runtime does."""
     prefill = None
     if "prefill" in module.functions:
-        length = str(module["prefill"].region.params[0].type.dims[1])
-        prefill = Prefill(executable(known, module, "prefill"), module.symbols[length].lo)
+        prefill = Prefill.over(executable(known, module, "prefill"), module.symbols)
     return Session(executable(known, module, "step"), prefill=prefill, batch=batch)
 
 
@@ -65,13 +72,15 @@ def test_neutral_changes_nothing(model: str, name: str) -> None:
     assert found.module is known.stepped.module
 
 
-@pytest.mark.parametrize("name", ACTING)
+@acting
 @pytest.mark.parametrize("model", CAUSAL)
-def test_the_weakest_change_gives_the_dense_outputs(model: str, name: str) -> None:
+def test_the_weakest_change_gives_the_dense_outputs(
+    model: str, name: str, options: dict[str, Any]
+) -> None:
     known, identity = family(model), passes()[name].identity
     if identity is None:
         pytest.skip("no setting of it changes the program alone")
-    made = run(known, name, identity | {"at_least": 1}).module
+    made = run(known, name, options | identity | {"at_least": 1}).module
     assert made is not known.stepped.module
     ids, valid = tokens(2, PROMPT), torch.ones(2, PROMPT, dtype=torch.bool)
     valid[1, : PROMPT - SHORT] = False
@@ -80,11 +89,11 @@ def test_the_weakest_change_gives_the_dense_outputs(model: str, name: str) -> No
     torch.testing.assert_close(found, dense, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ACTING)
+@acting
 @pytest.mark.parametrize("model", CAUSAL)
-def test_rows_are_independent(model: str, name: str) -> None:
+def test_rows_are_independent(model: str, name: str, options: dict[str, Any]) -> None:
     known = family(model)
-    made = run(known, name, ACTING[name]).module
+    made = run(known, name, options).module
     assert made is not known.stepped.module
     ids, valid = tokens(2, PROMPT), torch.ones(2, PROMPT, dtype=torch.bool)
     valid[1, : PROMPT - SHORT] = False
@@ -97,11 +106,13 @@ def test_rows_are_independent(model: str, name: str) -> None:
         torch.testing.assert_close(both[row : row + 1], torch.cat(found, 1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ACTING)
+@acting
 @pytest.mark.parametrize("model", CAUSAL)
-def test_a_session_that_is_cropped_goes_on_as_if_it_had_not_been_fed(model: str, name: str) -> None:
+def test_a_session_that_is_cropped_goes_on_as_if_it_had_not_been_fed(
+    model: str, name: str, options: dict[str, Any]
+) -> None:
     known = family(model)
-    made = run(known, name, ACTING[name]).module
+    made = run(known, name, options).module
     plain, cropped = session(known, made), session(known, made)
     for talk in (plain, cropped):
         talk.feed(tokens(1, PROMPT), rows=Rows.LAST)

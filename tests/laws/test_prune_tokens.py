@@ -46,9 +46,9 @@ def test_it_is_lazyllm(seed: int) -> None:
     made = run(known, "prune-tokens", {"keep": KEEP, "at": (AT,), "at_least": 2}).module
     talk = session(known, made)
     torch.testing.assert_close(talk.feed(ids, rows=Rows.LAST)[0], wanted, atol=1e-5, rtol=1e-5)
-    (store,) = talk.cache.placed
-    assert store.positions[0, : store.length].tolist() == kept
-    assert store.length == len(kept) == 7
+    state = talk.cache.handles()[1]
+    assert state.positions()[0].tolist() == kept
+    assert state.length == len(kept) == 7
 
 
 def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
@@ -60,21 +60,6 @@ def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
     talk = session(known, made)
     talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
     assert talk.stats.kv_bytes * 2 * LENGTH == talk.cache.bytes_per_token * LENGTH * (LENGTH + 7)
-
-
-def test_states_grow_within_a_step_and_between_steps() -> None:
-    known, ids = family("llama"), tokens(1, 60)
-    made = run(known, "prune-tokens", {"keep": 0.9, "at_least": 2}).module
-    talk, other = session(known, made), session(known, made)
-    for store in talk.cache.placed:
-        store.put(store.content(), 8)
-    talk.feed(ids, rows=Rows.LAST)
-    other.feed(ids, rows=Rows.LAST)
-    kept = other.snapshot()
-    found = talk.feed(tokens(1, 40, seed=1))
-    other.feed(tokens(1, 9, seed=2))
-    other.restore(kept)
-    torch.testing.assert_close(other.feed(tokens(1, 40, seed=1)), found)
 
 
 def test_all_rows_of_a_prompt_are_given_where_they_are_wanted() -> None:
