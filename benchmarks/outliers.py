@@ -82,6 +82,8 @@ def quality(folder: Path, dtype: str) -> None:
     for name, options in SETTINGS.items():
         fast = compiled(options, calibration=seen, dtype=dtype)
         _row(name, fast.quality(measured, **asked))
+    bundled = compiled("fraction=0.03", dtype=dtype)
+    _row("3 %, calibrated on the bundled text alone", bundled.quality(measured, **asked))
     models = (elidir.compile(MODEL), elidir.compile(weights_alone()))
     pair = (m.language_model() for m in models)
     tokenizer = models[0].tokenizer

@@ -4,7 +4,7 @@ A value lives from the op that makes it to its last reader; views live in what t
 what a backend needs at least: allocators, workspaces and copies of weights come on top.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -71,9 +71,23 @@ def weight_bytes(module: Module, function: Function, precision: Precision) -> in
 
 
 def parameters(module: Module, function: Function) -> int:
-    """Return how many parameters a function reads, shared ones once."""
-    entries = (module.weights[n] for n in _weight_names(module, function))
-    return sum(stored_bytes(Entry(e.type), _ONE_BYTE) for e in entries)
+    """Return how many stored parameters a function reads, itself or through what is made of them.
+
+    Shared ones count once, and so do those that several derived weights are made of.
+    """
+    read = _weight_names(module, function)
+    roots = dict.fromkeys(root for name in read for root in _stored(name, module.weights))
+    return sum(stored_bytes(Entry(module.weights[n].type), _ONE_BYTE) for n in roots)
+
+
+def _stored(name: str, weights: Mapping[str, Entry]) -> Iterator[str]:
+    """Yield the stored weights that a weight is, or is made of."""
+    expr = weights[name].expr
+    if expr is None:
+        yield name
+        return
+    for source in expr.sources:
+        yield from _stored(source, weights)
 
 
 def _weight_names(module: Module, function: Function) -> list[str]:

@@ -50,7 +50,8 @@ def compile(
         dtype: floats of the program, such as torch.bfloat16; None keeps the model's.
         calibration: data for passes that need some: texts, `Path`s of text files, token ids, or a
             list of dicts with the inputs of some calls; or the `Path` of a file that `elidir
-            calibrate` wrote. A named language model has a bundled text of 2,560 tokens.
+            calibrate` wrote. A named language model has a bundled text of some
+            thousand tokens.
         quality: bounds such as "kl<=0.02, top1>=0.9", measured on `quality_texts` beside the
             original; a pipeline that misses one is refused, with the figures.
         quality_texts: a text, a `Path` or token ids, or several of them; None takes the texts of

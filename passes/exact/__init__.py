@@ -12,6 +12,7 @@ from elidir.passes.exact.fuse_add_norm import FuseAddNorm
 from elidir.passes.exact.fuse_gated_ffn import FuseGatedFfn
 from elidir.passes.exact.fuse_projections import FuseProjections
 from elidir.passes.exact.fuse_quantize import FuseQuantize
+from elidir.passes.exact.move_gathers import MoveGathers
 
 __all__ = [
     "Canonicalize",
@@ -22,4 +23,5 @@ __all__ = [
     "FuseGatedFfn",
     "FuseProjections",
     "FuseQuantize",
+    "MoveGathers",
 ]

@@ -15,8 +15,8 @@ from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
 from elidir.passes.options import Range, Ratio
 from elidir.passes.registry import register
-from elidir.passes.token_pruning.evicting import HELD, Evicting, EvictingError, N
-from elidir.passes.token_pruning.scorers import EVICTION, Seen
+from elidir.passes.token_pruning.evicting import HELD, Evicting, N
+from elidir.passes.token_pruning.scorers import EVICTION, EvictingError, Seen
 
 Count = Annotated[int, Range(ge=1)]
 Tau = Annotated[float, Range(ge=0.01)]

@@ -12,6 +12,7 @@ from elidir.ir import KV, Attention, Layer, Module, Opaque, Region, Stage, Symbo
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
+from elidir.passes.exact.move_gathers import move_gathers
 from elidir.passes.options import Range
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
@@ -76,7 +77,7 @@ class PruneTokens(Pass):
             new = new.with_function(function)
         parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(kept, cuts, strict=True))
         cx.applied("@prefill", f"of a prompt go on: {parts}")
-        return cx.result(sweep(new))
+        return cx.result(move_gathers(sweep(new), cx))
 
     def _cuts(self, layers: int) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""

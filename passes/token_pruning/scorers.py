@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import sympy
+
 from elidir.ir import (
     Add,
     Attention,
     Concat,
+    ElidirError,
     Expand,
     Iota,
     KvAppend,
@@ -59,6 +62,10 @@ SCORERS: dict[str, Scorer] = {"last-row": last_row}
 
 
 # ---- scorers by which a cache evicts
+
+
+class EvictingError(ElidirError):
+    """What stands in the way of evicting tokens."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return the same with Gumbel noise and a rising temperature (Keyformer, arXiv 2403.09054)."""
     if not options.noise:
         return received(seen.attention, None, ops)
+    if seen.attention.q.type.dims[2] != seen.new:
+        raise EvictingError("only some tokens are queries; give noise=false, or another scorer")
     pos, some = seen.pos, seen.append.tokens
     if some is not None:
         pos = _emit(ops, TokensTake(pos, some))
@@ -117,10 +126,12 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
 
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return what each key, or a neighbour, gets of a prompt's last queries (arXiv 2404.14469)."""
-    new, window = seen.new, min(options.window, options.at_least)
-    batch = seen.attention.q.type.dims[0]
-    last = _emit(ops, Slice(_emit(ops, Iota(new)), 0, as_dim(new - window), new))
-    scores = received(seen.attention, _emit(ops, Expand(last, (batch, window))), ops)
+    new, (batch, _, queries, _) = seen.new, seen.attention.q.type.dims
+    first = queries - min(options.window, options.at_least)
+    first = as_dim(first if queries == new else sympy.Max(first, 0))  # they may be fewer
+    last = _emit(ops, Slice(_emit(ops, Iota(queries)), 0, first, queries))
+    rows = _emit(ops, Expand(last, (batch, as_dim(queries - first))))
+    scores = received(seen.attention, rows, ops)
     length = seen.append.result.type.dims[2]
     held = as_dim(length - new)
     old, fresh = (

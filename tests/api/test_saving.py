@@ -198,6 +198,7 @@ def test_where_its_calibration_comes_from_goes_along(tmp_path: Path) -> None:
     source = fast.program.calibration
     assert source.tokens == 32
     assert made.program.calibration == source
+    assert torch.equal(made(ids).logits, fast(ids).logits)
     assert f"calibrated on {source}" in made.explain()
     data = json.loads((tmp_path / "model" / "elidir.json").read_text())
     assert data["calibration"] == vars(source)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from elidir.cost_models import Description, Request, describe, footprint
+from elidir.cost_models import Description, Request, describe, footprint, parameters
 from elidir.cost_models.phases import Phase, decode, prefill
 from elidir.cost_models.work import Precision
 from elidir.ir import (
@@ -19,6 +19,7 @@ from elidir.ir import (
     Tensor,
     Unary,
     Value,
+    parse_module,
     symbol,
 )
 
@@ -81,3 +82,15 @@ def test_the_worst_moment_of_a_tiny_decoder(tiny: Description) -> None:
     tables = 2 * n * 8 * 4
     inputs = n * (3 * 8) + n * n + 8  # ids, pos, kpos; the mask; rows
     assert found == pytest.approx(block + tables + inputs)
+
+
+def test_what_is_made_of_a_parameter_is_none_of_its_own() -> None:
+    module = parse_module(
+        "module @m stage=raised {\n  sym T in [1, 64]\n  weight @w: f32[8, 4]\n"
+        "  weight @w.in_scale: f32[] = literal(0.5)\n  weight @w.int8: i8[8, 4] = quantize(@w)\n"
+        "  weight @w.scales: f32[8] = quantize_scale(@w)\n  func @forward(%x: f32[T, 4]) {\n"
+        "    %q = quantize %x, @w.in_scale : u8[T, 4]\n"
+        "    %y = linear.int8 %q, @w.int8, @w.scales, @w.in_scale : f32[T, 8]\n"
+        "    %z = linear %x, @w : f32[T, 8]\n    return %y, %z\n  }\n}\n"
+    )
+    assert parameters(module, module["forward"]) == 8 * 4

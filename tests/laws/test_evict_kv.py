@@ -150,7 +150,8 @@ def test_going_back_behind_an_eviction_is_refused() -> None:
 @pytest.mark.parametrize("scorer", EVICTION)
 def test_it_composes_behind_prune_tokens(scorer: str) -> None:
     known, ids = family("llama"), tokens(1, LENGTH)
-    text = f"prune-tokens{{keep=0.5 at_least=3}}, evict-kv{{at_least=3 scorer={scorer}}}"
+    noise = " noise=false" if scorer == "keyformer" else ""
+    text = f"prune-tokens{{keep=0.5 at_least=3}}, evict-kv{{at_least=3 scorer={scorer}{noise}}}"
     module = Pipeline.parse(text).run(known.stepped.module).module
     pruned = run(known, "prune-tokens", {"keep": 0.5, "at_least": 3}).module
     talk, other = session(known, module), session(known, pruned)
@@ -159,6 +160,12 @@ def test_it_composes_behind_prune_tokens(scorer: str) -> None:
     assert [h.length for h in talk.cache.handles()] == [KEPT, KEPT // 2]
     assert talk.stats.kv_bytes * 2 == other.stats.kv_bytes
     assert bool(talk.feed(tokens(1, 1)).isfinite().all())
+
+
+def test_noise_is_refused_where_some_tokens_are_no_queries() -> None:
+    text = "prune-tokens{at_least=3}, evict-kv{at_least=3 scorer=keyformer}"
+    found = Pipeline.parse(text).run(family("llama").stepped.module)
+    assert "give noise=false" in found.missed[-1].reason
 
 
 def test_the_other_order_is_refused_with_the_right_one() -> None:

@@ -62,6 +62,21 @@ def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
     assert talk.stats.kv_bytes * 2 * LENGTH == talk.cache.bytes_per_token * LENGTH * (LENGTH + 7)
 
 
+def test_states_grow_within_a_step_and_between_steps() -> None:
+    known, ids = family("llama"), tokens(1, 60)
+    made = run(known, "prune-tokens", {"keep": 0.9, "at_least": 2}).module
+    talk, other = session(known, made), session(known, made)
+    for store in talk.cache.placed.values():
+        store.put(store.content(), 8)
+    talk.feed(ids, rows=Rows.LAST)
+    other.feed(ids, rows=Rows.LAST)
+    kept = other.snapshot()
+    found = talk.feed(tokens(1, 40, seed=1))
+    other.feed(tokens(1, 9, seed=2))
+    other.restore(kept)
+    torch.testing.assert_close(other.feed(tokens(1, 40, seed=1)), found)
+
+
 def test_all_rows_of_a_prompt_are_given_where_they_are_wanted() -> None:
     known, ids = family("llama"), tokens(1, LENGTH)
     made = run(known, "prune-tokens", {"keep": KEEP, "at_least": 2}).module
