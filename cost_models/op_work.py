@@ -71,6 +71,8 @@ from elidir.ir import (
     Sub,
     Take,
     TokensFind,
+    TokensMatch,
+    TokensMerge,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -146,6 +148,23 @@ def tokens_select(op: TokensSelect, s: Sizes) -> Work:
 def tokens_of(op: Op, s: Sizes) -> Work:
     """A lookup for each token of the set."""
     return s.traffic(op)
+
+
+@work(TokensMatch)
+def tokens_match(op: TokensMatch, s: Sizes) -> Work:
+    """Half the tokens by the other half, a length for each token, and a sort of a half."""
+    batch, tokens, width = op.signal.tensor.dims
+    half = as_dim(sympy.ceiling(sympy.sympify(tokens) / 2))
+    pairs = batch * half * (tokens - half)
+    flops = s.matrix(2 * pairs * width, op.signal) + s.vector(pairs, op.signal)
+    own = s.vector(3 * _count(op.signal) + SORT_FLOPS * batch * half, op.signal)
+    return s.traffic(op) + flops + own
+
+
+@work(TokensMerge)
+def tokens_merge(op: TokensMerge, s: Sizes) -> Work:
+    """A product and a sum for each element, and a division for each that is left."""
+    return s.traffic(op) + s.vector(2 * _count(op.x) + _count(op.result), op.x)
 
 
 @work(Embed)

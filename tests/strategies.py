@@ -233,6 +233,14 @@ class Grower:
         keep, at_least = self.rng.choice([0.5, 0.35, 1.0]), self.rng.choice([1, 4])
         return self.add(ir.TokensSelect(scores, self.valid, self.pos, keep, at_least))
 
+    def matched(self) -> ir.TokensMatch:
+        """Which tokens go together, of tokens that stand for one each."""
+        sizes = self.add(ir.Cast(self.valid, DType.F32))
+        share, protect = self.rng.choice([0.0, 0.05, 0.3, 0.5]), self.rng.choice([0, 1, 2])
+        op = ir.TokensMatch(self.hidden(), sizes, share, protect)
+        self.add(op)
+        return op
+
     def grow(self, count: int) -> None:
         """Add ops made by `count` random makers."""
         for _ in range(count):
@@ -358,6 +366,7 @@ MAKERS |= {
     "tokens.select": lambda g: g.chosen(g.tokens),
     "tokens.valid": lambda g: g.add(ir.TokensValid(g.chosen(g.tokens))),
     "tokens.find": lambda g: g.add(ir.TokensFind(g.chosen(g.tokens), g.pos)),
+    "tokens.match": lambda g: g.matched(),
     "mask.keep": lambda g: g.add(
         ir.MaskKeep(g.add(ir.MaskCausal(g.pos, g.pos)), g.chosen(g.tokens))
     ),
@@ -381,6 +390,12 @@ def _within(g: Grower) -> None:
     scores = g.add(ir.Cast(valid, DType.F32))
     inner = g.add(ir.TokensSelect(scores, valid, rows, g.rng.choice([0.3, 1.0]), 2))
     g.add(ir.TokensWithin(inner, outer))
+
+
+@maker("tokens.merge")
+def _merge(g: Grower) -> None:
+    found = g.matched()
+    g.add(ir.TokensMerge(g.hidden(), found.sizes, *found.results))
 
 
 @maker("score.attention")

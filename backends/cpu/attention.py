@@ -34,8 +34,8 @@ def _is_plain(op: Attention) -> Answer:
         return No("torch's kernel has no softcap")
     if op.sinks is not None:
         return No("torch's kernel has no sinks")
-    if op.bias is not None:
-        return No("adds a bias to scores")
+    if op.bias is not None and tuple(op.bias.type.dims[-3:-1]) != (1, 1):
+        return No("adds a bias to scores that is more than a number for each key")
     return Yes()
 
 
@@ -60,18 +60,26 @@ def _classify(mask: torch.Tensor, dtype: torch.dtype) -> _Seen:
     return _Seen(additive[:, None])
 
 
+def _biased(bias: torch.Tensor, mask: torch.Tensor | None) -> _Seen:
+    """A number for each key, [B or 1, 1, 1, K], and the mask beside it."""
+    return _Seen(bias if mask is None else bias.masked_fill(~mask[:, None], -math.inf))
+
+
 @kernel(Attention, _is_plain)
 def attention(op: Attention, weights: Weights) -> Kernel:
     """Scores, softmax, mix; heads merged."""
-    scale = op.scale
+    scale, takes_mask, takes_bias = op.scale, op.mask is not None, op.bias is not None
 
     def run(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor | None
     ) -> torch.Tensor:
+        mask = rest[0] if takes_mask else None
         dtype, (batch, heads, rows, width), groups = q.dtype, q.shape, k.shape[1]
         if dtype is torch.bfloat16 and rows >= WIDENED_ROWS and is_slow_in_bf16():
             q, k, v = q.float(), k.float(), v.float()
         seen = _EVERYTHING if mask is None else SEEN(mask, q.dtype)
+        if takes_bias and rest[-1] is not None:
+            seen = _biased(rest[-1].to(q.dtype), mask)
         if rows == 1:  # a triangle of one row hides nothing
             grouped = q.reshape(batch, groups, heads // groups, width)
             out = F.scaled_dot_product_attention(

@@ -12,6 +12,7 @@ from elidir.backends.reference import (
     elementwise,  # noqa: F401
     int8,  # noqa: F401
     masks,  # noqa: F401
+    merging,  # noqa: F401
     model,  # noqa: F401
     opaque,  # noqa: F401
     reduce,  # noqa: F401

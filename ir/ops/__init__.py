@@ -71,6 +71,8 @@ from elidir.ir.ops.structure import Layer, Opaque
 from elidir.ir.ops.tokens import (
     ScoreAttention,
     TokensFind,
+    TokensMatch,
+    TokensMerge,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -137,6 +139,8 @@ __all__ = [
     "Sub",
     "Take",
     "TokensFind",
+    "TokensMatch",
+    "TokensMerge",
     "TokensSelect",
     "TokensTake",
     "TokensValid",

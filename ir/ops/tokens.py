@@ -1,7 +1,8 @@
 """Dropping tokens: scores, the choice by scores, and taking what was chosen along.
 
 A policy op takes its signal as an operand, so a stale score is a type error and not a wrong answer.
-A set is always of the tokens that its operand has, and says how many these are.
+A set is always of the tokens that its operand has, and says how many these are. Merging keeps all
+tokens: a map says into which one each goes, and a size how many each stands for.
 """
 
 from fractions import Fraction
@@ -185,3 +186,68 @@ class TokensFind(Op):
     def infer(self) -> Type:
         token_set(self.tokens)
         return self.rows.tensor
+
+
+# ---- merging
+
+
+@op("tokens.match")
+class TokensMatch(Op):
+    """into, merged = which token each goes into, and how many each then stands for.
+
+    Bipartite soft matching (ToMe, arXiv 2210.09461): the tokens of a row, but for the first
+    `protect`, are dealt out in turn to two sides, and the `share` of them whose best cosine with a
+    token of the other side is greatest go into that one. `signal` is [B, T, D]; `sizes` f32[B, T]
+    is how many each stands for, 0 for padding, which takes no part: a row of n others has
+    floor(share * (n - protect)) fewer. Then come protected ones, the rest of the first side, the
+    second side, padding. `into` is i64[B, T], `merged` f32[B, K].
+    """
+
+    signal: Value
+    sizes: Value
+    share: float
+    protect: int = 0
+
+    def infer(self) -> tuple[Type, ...]:
+        signal, sizes = self.signal.tensor, self.sizes.tensor
+        check_rank(signal, 3, "a signal [B, T, D]")
+        if sizes != Tensor(signal.dims[:2], DType.F32):
+            raise IRTypeError(f"the signal is {signal}, but the sizes are {sizes}")
+        batch, tokens = sizes.dims
+        left = unmerged(tokens, self.share, self.protect)
+        return Tensor(sizes.dims, DType.I64), Tensor((batch, left), DType.F32)
+
+    def verify(self) -> None:
+        if not 0 <= self.share <= 0.5 or self.protect < 0:
+            raise IRTypeError(
+                f"cannot merge {self.share} of the tokens but for {self.protect}; half at most"
+            )
+
+
+def unmerged(tokens: Dim, share: float, protect: int) -> Dim:
+    """Return how many of `tokens` are left: tokens - floor(share * (tokens - protect))."""
+    part = Fraction(str(share)).limit_denominator(10_000)
+    stay = sympy.sympify(tokens) * (part.denominator - part.numerator)
+    return ceildiv(as_dim(stay + protect * part.numerator), part.denominator)
+
+
+@op("tokens.merge")
+class TokensMerge(Op):
+    """out[b, k] = the mean of the x[b, t] that go into k, weighed by sizes[b, t]: [B, K, D].
+
+    Where all of these are padding, of size 0, it is their plain mean.
+    """
+
+    x: Value
+    sizes: Value
+    into: Value
+    merged: Value
+
+    def infer(self) -> Type:
+        x, into, merged = self.x.tensor, self.into.tensor, self.merged.tensor
+        check_rank(x, 3, "tokens [B, T, D]")
+        check_rank(merged, 2, "merged sizes [B, K]")
+        fits = into == Tensor(x.dims[:2], DType.I64) and merged.dims[0] == x.dims[0]
+        if not fits or self.sizes.tensor != Tensor(x.dims[:2], DType.F32):
+            raise IRTypeError(f"{self.sizes.type} and {into} are not of the tokens of {x}")
+        return Tensor((x.dims[0], merged.dims[1], x.dims[2]), x.dtype)

@@ -79,6 +79,8 @@ from elidir.ir import (
     Tensor,
     TokenSet,
     TokensFind,
+    TokensMatch,
+    TokensMerge,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -993,6 +995,52 @@ def tokens_select(b: Bench, how: str) -> Any:
         size = max(-(-(round(keep * 10) * len(line)) // 10), at_least)
         rows.append([-1] * (size - count) + sorted([*best, len(line) - 1]))
     return TokensSelect(scores, valid, last, keep, at_least), rows
+
+
+def matched(x: torch.Tensor, sizes: list[float], share: int, protect: int) -> tuple[Any, Any]:
+    """Return where each token of one row goes, share in tenths, and what each place stands for."""
+    real = [i for i, size in enumerate(sizes) if size > 0]
+    first = [t for n, t in enumerate(real) if n >= protect and n % 2 == 0]
+    second = [t for n, t in enumerate(real) if n >= protect and n % 2 == 1]
+    pairs = []
+    for t in first:
+        best = [(-float(F.cosine_similarity(x[t], x[u], dim=0)), n) for n, u in enumerate(second)]
+        pairs += [(cosine, t, second[n]) for cosine, n in [min(best)]] if best else []
+    gone = {t: u for _, t, u in sorted(pairs)[: max(share * (len(real) - protect) // 10, 0)]}
+    places = [*real[:protect], *(t for t in first if t not in gone), *second]
+    left = len(sizes) - share * (len(sizes) - protect) // 10
+    padding = [min(len(places) + n, left - 1) for n in range(len(sizes) - len(real))]
+    into = [
+        places.index(gone.get(t, t)) if size > 0 else padding.pop(0) for t, size in enumerate(sizes)
+    ]
+    merged = [sum(sizes[t] for t in range(len(sizes)) if into[t] == k) for k in range(left)]
+    return into, merged
+
+
+@case(TokensMatch, "all", "none", "padded", "protected")
+def tokens_match(b: Bench, how: str) -> Any:
+    share, protect = {"none": (0, 0), "protected": (4, 1)}.get(how, (5, 0))
+    x, sizes = b.x("B", "T", 4, dtype=DType.F32), torch.rand(b.size("B"), b.size("T")) + 0.5
+    if how == "padded":
+        sizes *= torch.rand(sizes.shape) < 0.7
+    sizes = b.data(sizes, "B", "T", dtype=DType.F32)
+    rows = [matched(r, s, share, protect) for r, s in zip(b[x], b[sizes].tolist(), strict=True)]
+    into, merged = (torch.tensor(list(part)) for part in zip(*rows, strict=True))
+    return TokensMatch(x, sizes, share / 10, protect), (into, merged)
+
+
+@case(TokensMerge)
+def tokens_merge(b: Bench) -> Any:
+    x, sizes = b.x("B", "T", 3), torch.rand(b.size("B"), b.size("T")) + 0.5
+    into = torch.randint(0, 3, sizes.shape)
+    into[0], sizes[0] = torch.arange(b.size("T")) % 2, sizes[0] * (torch.arange(b.size("T")) % 2)
+    given = b.data(sizes, "B", "T", dtype=DType.F32), b.data(into, "B", "T", dtype=DType.I64)
+    total = torch.zeros(b.size("B"), 3).scatter_add(1, into, sizes)
+    merged, alike = b.data(total, "B", 3, dtype=DType.F32), F.one_hot(into, 3).double()
+    weight = alike * sizes.double()[:, :, None]
+    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, alike)
+    weight = weight / weight.sum(1, keepdim=True).masked_fill_(weight.sum(1, keepdim=True) == 0, 1)
+    return TokensMerge(x, *given, merged), weight.transpose(1, 2) @ b[x]
 
 
 @case(MaskKeep)
