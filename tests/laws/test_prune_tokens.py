@@ -59,6 +59,7 @@ def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
     assert str(second.inputs[0].type.dims[1]) == "Max(2, ceiling(2*P/5))"
     talk = session(known, made)
     talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
+    assert talk.stats.layer_tokens == [LENGTH, 7]
     assert talk.stats.kv_bytes * 2 * LENGTH == talk.cache.bytes_per_token * LENGTH * (LENGTH + 7)
 
 

@@ -1,0 +1,50 @@
+"""Whether a rewritten module can pay on a target: its cost model, before and after.
+
+A pass that could only lose there leaves the module as it was and says so, with the break-even that
+it knows of. Nothing is decided about quality here, and nothing is rewritten.
+"""
+
+from dataclasses import dataclass
+
+from elidir.cost_models import Target, load_target, waterfall
+from elidir.ir import Module
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Seconds of reading a prompt and of one token after it, before and after a pass."""
+
+    target: Target
+    prompt: int
+    prefill: tuple[float, float]
+    decode: tuple[float, float]
+
+    @classmethod
+    def of(cls, before: Module, after: Module, target: str, prompt: int) -> "Gain":
+        """Cost both modules; the prompt is no longer than they take."""
+        found = load_target(target)
+        prompt = min(prompt, *(_bound(m, prompt) for m in (before, after)))
+        old, new = waterfall([("", before), ("", after)], [found], prompt=prompt)
+        prefill = (old.prefill_seconds, new.prefill_seconds)
+        return cls(found, prompt, prefill, (old.decode_seconds, new.decode_seconds))
+
+    @property
+    def pays(self) -> bool:
+        """Whether either is faster."""
+        return any(new < old for old, new in (self.prefill, self.decode))
+
+    def __str__(self) -> str:
+        old, new = (f"{seconds * 1e3:.3g}" for seconds in self.prefill)
+        return (
+            f"the cost model of {self.target.name} sees no gain: prefill of {self.prompt} tokens "
+            f"goes from {old} to {new} ms"
+        )
+
+
+def _bound(module: Module, prompt: int) -> int:
+    """Return the longest prompt that leaves the module room for one more token."""
+    length = module["forward"].region.params[0].type.dims[1:2]
+    if length and isinstance(length[0], int):
+        return length[0]
+    bounds = [module.symbols[str(d)].hi for d in length if str(d) in module.symbols]
+    return max(1, min([prompt, *(b - 1 for b in bounds if b is not None)]))
