@@ -25,7 +25,13 @@ from elidir.passes.instruments import (
     Time,
     Verify,
 )
-from elidir.passes.observed import LINEAR_INPUTS, LinearInput
+from elidir.passes.observed import (
+    ATTENTION_LOST,
+    LINEAR_INPUTS,
+    SHARES,
+    AttentionLost,
+    LinearInput,
+)
 from elidir.passes.options import Option, Range, Ratio, options_of
 from elidir.passes.pipeline import (
     CLEAN_UP,
@@ -40,9 +46,12 @@ from elidir.passes.registry import find_pass, passes, register
 from elidir.passes.reproducer import read_reproducer, reproducer_data, reproducer_text
 
 __all__ = [
+    "ATTENTION_LOST",
     "CLEAN_UP",
     "LINEAR_INPUTS",
+    "SHARES",
     "Applied",
+    "AttentionLost",
     "BisectError",
     "Context",
     "CostDelta",

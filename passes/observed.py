@@ -39,3 +39,29 @@ class LinearInput:
     def share(self) -> float | None:
         """How much of the sum came from this map, 1 at most; None if it was added into none."""
         return min(1.0, self.output_power / self.sum_power) if self.sum_power else None
+
+
+ATTENTION_LOST = "attention-lost"
+"""The observation of what later layers miss of dropped tokens: an `AttentionLost`."""
+
+SHARES = tuple(n / 20 for n in range(1, 20))
+"""The shares of kept tokens for which it is recorded."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLost:
+    """What the last token's attention loses if tokens are dropped, over the calibration data.
+
+    Args:
+        lost: f32[L, L, len(SHARES)]; at [d, m, i] the mean share of the attention of attention m
+            that goes to tokens which are not among the SHARES[i] that attention d ranks highest.
+            The first token, which takes the attention that has nowhere to go, is left out.
+        tokens: how many were seen.
+    """
+
+    lost: Array
+    tokens: float
+
+    def at(self, decides: int, later: int, share: float) -> float:
+        """Return what is lost in a later attention at a share, between the recorded ones."""
+        return float(np.interp(share, (0.0, *SHARES, 1.0), (1.0, *self.lost[decides, later], 0.0)))

@@ -20,6 +20,7 @@ from elidir.backends.reference import (
     state,  # noqa: F401
     tokens,  # noqa: F401
 )
+from elidir.backends.reference.attention import attention_weights
 from elidir.backends.reference.elementwise import UNARY
 from elidir.backends.reference.int8 import ZERO_POINT, quantizer
 from elidir.backends.reference.opaque import decode_args, encode_args
@@ -53,6 +54,7 @@ __all__ = [
     "ZERO_POINT",
     "FunctionalKV",
     "ReferenceBackend",
+    "attention_weights",
     "decode_args",
     "encode_args",
     "quantizer",

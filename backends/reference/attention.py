@@ -135,13 +135,20 @@ def _written_out(op: Attention, sinks: torch.Tensor | None) -> Core:
 
 
 def probabilities(op: ScoreAttention, weights: Weights) -> Core:
-    """Return the function (q, k, mask, bias, adjust) -> attention [B, H, R, K], key heads repeated.
-
-    `adjust` is applied to scores before the softmax.
-    """
-    softmax = _probabilities(
+    """Return `attention_weights` as an op asks for them."""
+    return attention_weights(
         op.scale, op.softcap, None if op.sinks is None else weights.load(op.sinks)
     )
+
+
+def attention_weights(
+    scale: float, softcap: float | None = None, sinks: torch.Tensor | None = None
+) -> Core:
+    """Return the function (q, k, mask, bias, adjust) -> attention [B, H, R, K].
+
+    Key heads are repeated; `adjust` is applied to scores before the softmax.
+    """
+    softmax = _probabilities(scale, softcap, sinks)
 
     def run(
         q: torch.Tensor,

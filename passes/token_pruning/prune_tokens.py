@@ -14,9 +14,11 @@ from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
 from elidir.passes.exact.move_gathers import move_gathers
 from elidir.passes.gain import Gain
+from elidir.passes.observed import ATTENTION_LOST
 from elidir.passes.options import Range
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
+from elidir.passes.token_pruning.placing import left, place
 from elidir.passes.token_pruning.scorers import SCORERS
 
 LONG = 4096  # tokens of a prompt: what does not pay here pays at no length
@@ -29,7 +31,9 @@ class PruneTokens(Pass):
     """Drop prompt tokens before some layers: `keep` of them go on past each.
 
     `at` are the layers, counted from 0, before which tokens are dropped; by default they lie at a
-    half, two thirds and five sixths of the depth. `keep` is one part for all or one for each. A
+    half, two thirds and five sixths of the depth. With `work`, the share of the layers' work that
+    is to be left, calibration finds the three layers (as many as `keep` has parts) at which later
+    layers lose least of the last token's attention. `keep` is one part for all or one for each. A
     prompt of `at_least` tokens or fewer is left whole, and no fewer ever go on. The last token
     always goes on, and positions stay what they were.
 
@@ -43,14 +47,20 @@ class PruneTokens(Pass):
     name = "prune-tokens"
     invariant = Invariant.QUALITY
     requires = (Stage.GRAPH,)
+    needs = (ATTENTION_LOST,)
     neutral: ClassVar = {"keep": 1.0}
     identity: ClassVar = {"keep": 1.0, "force": True}
 
     keep: Keep | tuple[Keep, ...] = 0.5
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
+    work: Annotated[float, Range(ge=0.05, le=1)] | None = None
     at_least: Annotated[int, Range(ge=1)] = 64
     scorer: Literal["last-row"] = "last-row"
     force: bool = False
+
+    def needed(self) -> tuple[str, ...]:
+        """Return what calibration must have seen: nothing where the layers are given."""
+        return () if self.work is None or self.at is not None else self.needs
 
     def run(self, module: Module, cx: Context) -> PassResult:
         """Check that tokens may be dropped, and write both programs."""
@@ -61,7 +71,7 @@ class PruneTokens(Pass):
         layers = [op for op in step.ops if isinstance(op, Layer)]
         reason = _obstacle(step, layers)
         if not reason:
-            cuts = self._cuts(len(layers))
+            cuts = self._cuts(len(layers), cx)
             reason = next(filter(None, map(_closed, layers[cuts[0] - 1 :])), "")
         if reason or not cx.fuel.take(f"{self.name} at @step"):
             cx.missed("@step", reason or "no fuel is left")
@@ -85,9 +95,9 @@ class PruneTokens(Pass):
         cx.applied("@prefill", f"of a prompt go on: {parts}")
         return cx.result(new)
 
-    def _cuts(self, layers: int) -> tuple[int, ...]:
+    def _cuts(self, layers: int, cx: Context) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""
-        cuts = self.at
+        cuts = self._placed(layers, cx) if self.needed() else self.at
         if cuts is None:
             cuts = tuple(dict.fromkeys(max(layers * n // 6, 1) for n in (3, 4, 5)))
         if list(cuts) != sorted(set(cuts)) or (layers and cuts and cuts[-1] >= layers):
@@ -100,6 +110,18 @@ class PruneTokens(Pass):
                 f"pass '{self.name}' has keep={self.keep} for {len(cuts)} layers; give one part, "
                 "or as many as layers"
             )
+        return cuts
+
+    def _placed(self, layers: int, cx: Context) -> tuple[int, ...] | None:
+        """Return the layers that calibration finds, None where it saw other layers than these."""
+        seen = cx.observation(ATTENTION_LOST)
+        parts = self.keep if isinstance(self.keep, tuple) else (self.keep,) * min(3, layers - 1)
+        if len(seen.lost) != layers or self.work is None:
+            cx.missed("", f"calibration saw {len(seen.lost)} attentions, not {layers} layers")
+            return None
+        cuts, lost = place(seen, parts, self.work)
+        share = left(cuts, parts, layers)
+        cx.applied("", f"calibrated: {share:.0%} of the layers' work, {lost:.1%} of attention lost")
         return cuts
 
     def _symbols(self, module: Module, cuts: tuple[int, ...]) -> dict[str, Symbol]:

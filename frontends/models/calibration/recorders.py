@@ -5,6 +5,7 @@ into the observation at the end. A new kind of observation is a class here under
 means to a pass is said in `elidir.passes`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, TypeVar
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 
 from elidir.backends import Instruction, Weights
+from elidir.backends.reference import attention_weights
 from elidir.frontends.calibration.errors import CalibrationError
-from elidir.ir import Add, Linear, LinearSplit, Op, Value, Weight
-from elidir.passes import LINEAR_INPUTS, LinearInput
+from elidir.ir import Add, Attention, Linear, LinearSplit, Op, Value, Weight
+from elidir.passes import ATTENTION_LOST, LINEAR_INPUTS, SHARES, AttentionLost, LinearInput
 
 Arrays = dict[str, np.ndarray]
 
@@ -149,3 +151,73 @@ def _finished(name: str, kept: _Channels, weights: Weights) -> LinearInput:
     arrays = (kept.reach, kept.squares / kept.rows, power)
     numbers = (float(np.mean(n)) if n else 0.0 for n in (kept.outputs, kept.sums))
     return LinearInput(*(t.float().numpy() for t in arrays), *numbers, float(kept.rows))
+
+
+@recorder(ATTENTION_LOST)
+class LastRows:
+    """What the last token of each call attends to, in every layer; kept for one call at a time."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Op, torch.Tensor] = {}
+        self._softmax: dict[Op, Any] = {}
+        self._lost: torch.Tensor | None = None
+        self._calls, self._tokens = 0, 0
+
+    def wants(self, op: Op) -> bool:
+        """Look at attention that sees its own tokens alone."""
+        return isinstance(op, Attention) and op.q.type.dims[2] == op.k.type.dims[2]
+
+    def see(self, instruction: Instruction, arguments: list[Any], found: Any) -> None:
+        """Take in the attention of the last token, [B, K]: the mean over heads."""
+        op = instruction.op
+        if op in self._rows:
+            self._end_call()
+        assert isinstance(op, Attention)
+        q, k = arguments[:2]
+        mask = arguments[3] if op.mask is not None else None
+        bias = arguments[-1] if op.bias is not None else None
+        last = [x if x is None or x.shape[-2] == 1 else x[..., -1:, :] for x in (q, mask, bias)]
+        self._rows[op] = self._probabilities(op)(last[0], k, *last[1:])[:, :, 0].float().mean(1)
+
+    def _probabilities(self, op: Attention) -> Any:
+        if op not in self._softmax:
+            self._softmax[op] = attention_weights(op.scale, op.softcap)
+        return self._softmax[op]
+
+    def _end_call(self) -> None:
+        """Count what each attention loses of each other's choice."""
+        rows = torch.stack(list(self._rows.values()))[:, :, 1:-1]  # [L, B, K]
+        self._rows.clear()
+        layers, batch, keys = rows.shape
+        if not keys:
+            return
+        rows = rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
+        order = rows.argsort(-1, descending=True)
+        held = (
+            rows[None]
+            .expand(layers, -1, -1, -1)
+            .gather(3, order[:, None].expand(-1, layers, -1, -1))
+        )
+        counts = [min(max(math.ceil(share * keys) - 1, 0), keys - 1) for share in SHARES]
+        lost = 1 - held.cumsum(3)[..., counts].mean(2)
+        self._lost = lost if self._lost is None else self._lost + lost
+        self._calls += 1
+        self._tokens += batch * keys
+
+    def observation(self, weights: Weights) -> AttentionLost:
+        """Return the means; raises `CalibrationError` where no call had a token to drop."""
+        if self._rows:
+            self._end_call()
+        if self._lost is None:
+            raise CalibrationError("no text of calibration has tokens to drop; give longer ones")
+        return AttentionLost((self._lost / self._calls).numpy(), float(self._tokens))
+
+    @staticmethod
+    def to_arrays(observation: AttentionLost) -> Arrays:
+        """Return both fields."""
+        return {"lost": observation.lost, "tokens": np.asarray(observation.tokens)}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> AttentionLost:
+        """Return the observation that some arrays hold."""
+        return AttentionLost(arrays["lost"], float(arrays["tokens"]))
