@@ -80,31 +80,32 @@ def kl(dense: Tensor, other: Tensor) -> float:
 def curve(settings: Sequence[str], trials: int) -> None:
     """Print a row for each setting."""
     dense = elidir.compile(MODEL)
-    tokenizer = dense.tokenizer
+    tokenizer, model = dense.tokenizer, dense.language_model()
     encode, asked = encoder(tokenizer), questions(tokenizer, trials)
     prompts = [torch.tensor([encode(q.prompt, q.lead)]) for q in asked]
-    model = dense.language_model()
-    first = [read(model, ids, q, tokenizer) for ids, q in zip(prompts, asked, strict=True)]
+    pairs = list(zip(prompts, asked, strict=True))
+    first = [read(model, ids, q, tokenizer) for ids, q in pairs]
     print(f"{len(asked)} questions; dense answers {sum(r.right for r in first)} rightly\n")
-    print("| prune-tokens | KL of the first token: mean, worst | right | TTFT | cache |")
+    print("| prune-tokens | KL of the first token: mean, worst | right | cache | TTFT |")
     print("|---|---|---|---|---|")
     for options in settings:
         made = elidir.compile(MODEL, pipeline=f"prune-tokens{{{options}}}, lossless")
         pruned = made.language_model()
         found, times = [], []
-        for ids, question in zip(prompts, asked, strict=True):
+        for ids, question in pairs:
             found.append(read(pruned, ids, question, tokenizer))
             again = time.perf_counter()
             opened(model, ids).feed(ids, rows=Rows.LAST)
             times.append(found[-1].seconds / (time.perf_counter() - again))
-        apart = [kl(a.logits, b.logits) for a, b in zip(first, found, strict=True)]
-        kept = mean(b.kv_bytes / a.kv_bytes for a, b in zip(first, found, strict=True))
-        right = sum(r.right for r in found)
-        print(
-            f"| `{options}` | {mean(apart):.4f}, {max(apart):.3f} | {right} of {len(asked)} | "
-            f"x{median(times):.2f} | x{kept:.2f} |",
-            flush=True,
-        )
+        print(f"| `{options}` | {row(first, found)} | x{median(times):.2f} |", flush=True)
+
+
+def row(dense: Sequence[Reading], found: Sequence[Reading]) -> str:
+    """Return how far apart two models' readings are, and how many answers are right."""
+    apart = [kl(a.logits, b.logits) for a, b in zip(dense, found, strict=True)]
+    kept = mean(b.kv_bytes / a.kv_bytes for a, b in zip(dense, found, strict=True))
+    right = sum(r.right for r in found)
+    return f"{mean(apart):.4f}, {max(apart):.3f} | {right} of {len(found)} | x{kept:.2f}"
 
 
 def decode(options: str) -> None:

@@ -288,8 +288,7 @@ class KVCache:
 
     def layer_tokens(self, fed: int) -> list[int]:
         """Return how many tokens each layer was given, of so many that were fed."""
-        own = (store.tokens for store in self.placed)
-        return [next(own) if s.placed else fed for s in self.layers]
+        return [self.placed[s].tokens if s.placed else fed for s in self.layers]
 
     @property
     def bytes_per_token(self) -> int:

@@ -95,7 +95,7 @@ class PlacedStore:
 
     def __init__(self, spec: LayerSpec, layers: int, batch: int, capacity: int) -> None:
         self.spec, self.layers = spec, layers
-        self.length, self.dense, self.evicted = 0, True, 0
+        self.length, self.dense, self.evicted, self.tokens = 0, True, 0, 0
         self._pending = 0
         self._due: Due | None = None
         self._notes: dict[int, tuple[KvEvict, Tensor | None]] = {}
@@ -157,6 +157,7 @@ class PlacedStore:
         if self._notes:
             self._due = self._noted(held, new)
         self.length, self._pending, self._notes = held + new, 0, {}
+        self.tokens += new
         if self.dense:
             self.dense = self.staged.dense or bool(self.valid.narrow(1, held, new).all())
 
