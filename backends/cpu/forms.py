@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from elidir.backends.cpu.grids import KINDS, Rounding, outputs, packed, rounding, scales
 from elidir.backends.cpu.maker import Maker, Spot, dense, padded, storage_type
-from elidir.backends.cpu.native.records import FUNCTIONS, TYPES, WIDEST_HEAD, Code
+from elidir.backends.cpu.native.records import FUNCTIONS, RUN_OF_KEYS, TYPES, WIDEST_HEAD, Code
 from elidir.ir import (
     Add,
     AddNorm,
@@ -35,6 +35,7 @@ from elidir.ir import (
     Rope,
     RopeLayout,
     RopeTable,
+    ScoreAttention,
     Slice,
     Sub,
     Tensor,
@@ -332,7 +333,29 @@ def attention(op: Attention, m: Maker) -> None:
     m.emit(Code.MERGE, ins, [rows], **fields)
 
 
-def _keys_and_mask(op: Attention, m: Maker, k: Spot) -> tuple[int, int]:
+def _is_without_noise(op: ScoreAttention) -> bool:
+    width = op.q.tensor.dims[3]
+    return op.seed is None and isinstance(width, int) and width <= WIDEST_HEAD
+
+
+@form(ScoreAttention, _is_without_noise)
+def score_attention(op: ScoreAttention, m: Maker) -> None:
+    """What each key gets, in memory that the caller gives: it is as long as the cache."""
+    q, k, out = m.spot(op.q), m.spot(op.k), m.spot(op.result)
+    m.scratch = max(m.scratch, q.dims[0] * k.dims[1] * (RUN_OF_KEYS + 2))
+    ins = [q, k, k, *([] if op.bias is None else [m.spot(op.bias)])]
+    fields = {
+        "type": TYPES[k.dtype],
+        "fn": int(op.bias is not None),
+        "number": op.scale,
+        "limit": op.softcap or 0.0,
+        "weight": m.vector(op.sinks),
+        "extra": (k.dims[1], 0, *_keys_and_mask(op, m, k)),
+    }
+    m.emit(Code.GAIN, ins, [replace(out, dims=q.dims)], **fields)
+
+
+def _keys_and_mask(op: Attention | ScoreAttention, m: Maker, k: Spot) -> tuple[int, int]:
     mask = -1 if op.mask is None else m.spot(op.mask).slot
     m.keys = max(m.keys, k.dims[2])
     return (-1 if k.strides is None else k.dims[2]), mask

@@ -58,6 +58,7 @@ class Joined:
         if not self._append(states, found, words):
             return None
         outputs = self._outputs(found, words)
+        gains = self._gains(states, words)
         rooms = self._memory(found, words)
         ticks = None if clock is None else array("q", bytes(8 * len(found.records)))
         if tape.run(found.records, list(chain.from_iterable(words)), ticks) >= 0:
@@ -66,8 +67,9 @@ class Joined:
         if clock is not None and ticks is not None:
             clock += found.by_op(ticks, len(self.run.ops))
         for op in self.layout.evictions:
-            states[op.result] = states[op.kv].evict(op)
-        return tuple([self._result(v, states, outputs) for v in self.run.outputs])
+            scores = None if op.scores is None else gains[op.scores]
+            states[op.result] = states[op.kv].evict(op, scores)
+        return tuple([self._result(v, states, outputs | gains) for v in self.run.outputs])
 
     def _tape(self, sizes: Sizes) -> Tape:
         key = tuple([sizes[s] for s in self.layout.symbols])
@@ -123,6 +125,15 @@ class Joined:
             outputs[value] = x = torch.empty(shape, dtype=storage_type(value))
             words[self.layout.of[value]] = (x.data_ptr(), 0, 0, 0, 0)
         return outputs
+
+    def _gains(self, states: dict[Value, KVState], words: list[Words]) -> dict[Value, torch.Tensor]:
+        """Make room for scores, which are as long as the cache, and point to it."""
+        gains = {}
+        for value, keys in self.layout.gains:
+            stored, _, length = states[self.layout.reads[keys][0]].storage()
+            gains[value] = x = torch.empty(*stored.shape[:2], length)
+            words[self.layout.of[value]] = (x.data_ptr(), 0, 0, 0, length)
+        return gains
 
     def _memory(self, found: Tape, words: list[Words]) -> list[torch.Tensor]:
         """Point to the arena and the scratch, which calls on one thread share."""

@@ -22,6 +22,7 @@ from elidir.ir import (
     KvRead,
     Mask,
     Op,
+    ScoreAttention,
     Tensor,
     Value,
     free_symbols,
@@ -67,14 +68,17 @@ class Layout:
         self.run = run
         appends = [op for op in run.ops if isinstance(op, KvAppend)]
         reads = [op for op in run.ops if isinstance(op, KvRead)]
-        self.biases = {op.bias for op in run.ops if isinstance(op, Attention)} - {None}
+        attends = [op for op in run.ops if isinstance(op, Attention | ScoreAttention)]
+        self.biases = {op.bias for op in attends} - {None}
+        self.gains = [(op.result, op.k) for op in attends if isinstance(op, ScoreAttention)]
         self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
         self.appends = [(op.result, op.kv) for op in appends]
         self.evictions = [op for op in run.ops if isinstance(op, KvEvict)]
         self.of, self.slots = self._number()
         states = dict.fromkeys((*(a.result for a in appends), *(r.kv for r in reads)))
         self.touched = [(state, self.of[state]) for state in states]
-        self.stored = [v for v in run.outputs if isinstance(v.type, Tensor) and v not in self.reads]
+        apart = {*self.reads, *(v for v, _ in self.gains)}
+        self.stored = [v for v in run.outputs if isinstance(v.type, Tensor) and v not in apart]
         self.dies = self._last_readers()
         self.symbols = sorted({s for d in self._dims() for s in free_symbols(d)})
 
@@ -83,7 +87,8 @@ class Layout:
         slots: dict[Value, int] = {}
         at = FIRST_OUTER
         states = [longer for longer, _ in self.appends]
-        for value in dict.fromkeys((*self.run.inputs, *states, *self.run.outputs)):
+        gains = [gain for gain, _ in self.gains]
+        for value in dict.fromkeys((*self.run.inputs, *states, *gains, *self.run.outputs)):
             slots[value] = at
             at += 2 if isinstance(value.type, KV) else 1
         return slots, at
@@ -100,7 +105,8 @@ class Layout:
 
     def _dims(self) -> Iterator[Dim]:
         """All dimensions that the records depend on."""
-        made = [r for op in self.run.ops if not isinstance(op, KvRead) for r in op.results]
+        grown = (KvRead, ScoreAttention)
+        made = [r for op in self.run.ops if not isinstance(op, grown) for r in op.results]
         for value in (*made, *(v for v in self.run.inputs if v not in self.biases)):
             if isinstance(value.type, Tensor):
                 yield from value.type.dims
@@ -113,6 +119,8 @@ class Layout:
         for value in self.run.inputs:
             if not isinstance(value.type, KV):
                 self._place(m, value)
+        for value, _ in self.gains:
+            m.put(value, Spot(self.of[value], (1, 1, 1, 1), None))
         new: dict[Value, int] = {}
         for op in self.run.ops:
             if isinstance(op, KvAppend):

@@ -26,12 +26,14 @@ from elidir.ir import (
     QuantizeGated,
     QuantizeNorm,
     RopeTable,
+    ScoreAttention,
     Tensor,
     TokensTake,
     Value,
     free_symbols,
 )
 
+ATTENDS = (Attention, ScoreAttention)
 LOOKS_UP = (Embed, RopeTable, TokensTake)
 PRODUCTS = (Linear, LinearSplit, FfnGated, LinearInt8)
 _LEAST = 4  # ops, of which one is a product; fewer are as fast one by one
@@ -40,9 +42,11 @@ _LEAST = 4  # ops, of which one is a product; fewer are as fast one by one
 def segments(ops: Sequence[Op]) -> list[range]:
     """Return the runs of ops that have native forms, as ranges of their numbers."""
     cached = {v for op in ops if isinstance(op, KvRead) for v in op.results}
-    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias is not None}
+    biases = {op.bias for op in ops if isinstance(op, ATTENDS) and op.bias is not None}
     growing = {s for op in ops for s in _grows(op)}
     fits = [_has_form(op, cached, biases, growing) for op in ops]
+    read = {v for op in ops if not isinstance(op, KvEvict) for v in op.operands()}
+    fits = [fit and not _gains(op) & read for op, fit in zip(ops, fits, strict=True)]
     found, start = [], 0
     for at, op in enumerate(ops):
         if not fits[at] or _reads_before(op, ops[start:at], cached):
@@ -53,8 +57,10 @@ def segments(ops: Sequence[Op]) -> list[range]:
 
 
 def _reads_before(op: Op, run: Sequence[Op], cached: set[Value]) -> bool:
-    """Whether an op attends to a cache that was read before its run began."""
-    if not isinstance(op, Attention) or op.k not in cached:
+    """Whether an op attends to a cache that was read, or evicts by scores made, before its run."""
+    if isinstance(op, KvEvict) and op.scores is not None:
+        return not any(op.scores in o.results for o in run)
+    if not isinstance(op, ATTENDS) or op.k not in cached:
         return False
     return not any(op.k in o.results for o in reversed(run) if isinstance(o, KvRead))
 
@@ -71,17 +77,20 @@ def _grows(op: Op) -> frozenset[str]:
     return frozenset(free_symbols(op.kv.type.length)) - given
 
 
+def _gains(op: Op) -> set[Value]:
+    """Return the scores that an op makes: as many as keys, so that only a state may take them."""
+    return set(op.results) if isinstance(op, ScoreAttention) else set()
+
+
 def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str]) -> bool:
     if isinstance(op, KvAppend) and op.tokens is not None:
-        return False
-    if isinstance(op, KvEvict) and op.scores is not None:
         return False
     if isinstance(op, KvAppend | KvEvict | KvRead):
         return _fixed_kv(op.kv.type) and not cached & set(op.operands())
     known = FORMS.get(op.kind)
     if known is None or not _is_float(op) or not check_dtypes(op) or not known[1](op):
         return False
-    if isinstance(op, Attention):
+    if isinstance(op, ATTENDS):
         return _attends(op, cached, biases)
     if (cached | biases) & {*op.operands(), *op.results}:
         return False
@@ -92,13 +101,14 @@ def _fixed_kv(kv: Any) -> bool:
     return isinstance(kv, KV) and isinstance(kv.heads, int)
 
 
-def _attends(op: Attention, cached: set[Value], biases: set[Value]) -> bool:
-    """Keys and values must both be the cache's, or both not."""
+def _attends(op: Attention | ScoreAttention, cached: set[Value], biases: set[Value]) -> bool:
+    """Keys and values must both be the cache's, or both not; scores are of a cache's keys."""
     bias_fits = op.bias is None or len(op.bias.tensor.dims) == 4
     full = op.bias is None or op.bias.tensor.dims[3] == op.k.tensor.dims[2]
     fixed = isinstance(op.k.tensor.dims[1], int)
     others = (cached | biases) & {op.q, *op.results}
-    return bias_fits and full and fixed and not others and (op.k in cached) == (op.v in cached)
+    values = True if isinstance(op, ScoreAttention) else op.v in cached
+    return bias_fits and full and fixed and not others and (op.k in cached) == values
 
 
 def _is_small(value: Value, growing: set[str]) -> bool:

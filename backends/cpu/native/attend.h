@@ -164,6 +164,39 @@ void attend_some(const Attention<T>& a, long batch, long g, long run, long first
   }
 }
 
+// Adds to `out` what the keys of a group get of its i-th query.
+template <class T>
+void gain_of(const Attention<T>& a, long batch, long g, long i, float* parts, float* out) {
+  const Record& r = a.r;
+  const long head = g * a.group + i / r.dims[2], token = i % r.dims[2], step = kKeys + 2;
+  const float* q = a.q.at(batch, head, token);
+  const float* sinks = reinterpret_cast<const float*>(r.weight);
+  float padded[kWidest] = {}, scores[1][kKeys];
+  if (r.width % kLanes) q = static_cast<float*>(memcpy(padded, q, r.width * sizeof(float)));
+  float highest = sinks ? sinks[head] : -INFINITY;
+  for (long run = 0; run < a.runs; ++run) {
+    const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
+    float* part = parts + run * step;
+    score<1>(a.k.at(batch, g, start), a.k.strides[2], count, r.width, &q, scores);
+    weigh(a, batch, head, token, start, count, scores[0], part);
+    memcpy(part + 2, scores[0], count * sizeof(float));
+    if (part[0] > highest) highest = part[0];
+  }
+  float sum = sinks ? expf(sinks[head] - highest) : 0;
+  for (long run = 0; run < a.runs; ++run)
+    if (parts[run * step] > -INFINITY)
+      sum += parts[run * step + 1] * expf(parts[run * step] - highest);
+  for (long run = 0; run < a.runs; ++run) {
+    const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
+    const float* part = parts + run * step;
+    if (part[0] == -INFINITY) continue;
+    const float share = expf(part[0] - highest) / (sum * a.group);
+    channels(count, [&](long t, auto n) {
+      store(fused(load(part + 2 + t, n), every(share), load(out + start + t, n)), out + start + t, n);
+    });
+  }
+}
+
 template <class T>
 void attend(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
@@ -177,6 +210,21 @@ void attend(const Call& call, const Record& r, const Share& share) {
     if (queries - first == 3) attend_some<3>(a, batch, g, run, first);
     if (queries - first == 2) attend_some<2>(a, batch, g, run, first);
     if (queries - first == 1) attend_some<1>(a, batch, g, run, first);
+  }
+}
+
+// What each key gets of the queries' attention, the mean over the heads of its group: rows [B, G, S]
+// one after another in the slot of out[0]. The scratch of a group and a run is maximum, sum, weights.
+template <class T>
+void gain(const Call& call, const Record& r, const Share& share) {
+  const Attention<T> a(call, r);
+  const long groups = r.extra[0], step = kKeys + 2;
+  float* rows = reinterpret_cast<float*>(call.outers[r.out[0].slot].data);
+  for (long item; (item = share.next()) < r.dims[0] * groups;) {
+    float *out = rows + item * a.keys, *parts = a.scratch + item * a.runs * step;
+    memset(out, 0, a.keys * sizeof(float));
+    for (long i = 0; i < a.group * r.dims[2]; ++i)
+      gain_of(a, item / groups, item % groups, i, parts, out);
   }
 }
 
