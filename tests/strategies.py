@@ -235,7 +235,7 @@ class Grower:
 
     def matched(self) -> ir.TokensMatch:
         """Which tokens go together, of tokens that stand for one each."""
-        sizes = self.add(ir.Cast(self.valid, DType.F32))
+        sizes = self.add(ir.Cast(self.valid, DType.I64))
         share, protect = self.rng.choice([0.0, 0.05, 0.3, 0.5]), self.rng.choice([0, 1, 2])
         op = ir.TokensMatch(self.hidden(), sizes, share, protect)
         self.add(op)

@@ -52,8 +52,8 @@ def _sides(x: Tensor, counts: Tensor, fewer: Tensor, protect: int) -> tuple[Tens
     scores = (x[:, ::2] @ x[:, 1::2].transpose(1, 2)).float()
     fits = free[:, ::2, None] & free[:, None, 1::2]
     best, which = scores.masked_fill(~fits, -torch.inf).max(-1)
-    rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    gone[:, ::2] = rank < fewer
+    ranked = best.argsort(dim=1, descending=True, stable=True)
+    gone[:, ::2] = torch.zeros_like(free[:, ::2]).scatter(1, ranked, at[: ranked.shape[1]] < fewer)
     partner[:, ::2] = 2 * which + 1
     return gone, partner
 
@@ -63,7 +63,9 @@ def _places(gone: Tensor, counts: Tensor, protect: int) -> Tensor:
     at = torch.arange(gone.shape[1])
     kind = torch.where(at < protect, 0, 1 + at % 2).expand(gone.shape)
     kind = torch.where(at < counts, kind, 3).masked_fill(gone, 4)
-    return kind.argsort(dim=1, stable=True).argsort(dim=1)
+    return torch.empty_like(kind).scatter(
+        1, kind.argsort(dim=1, stable=True), at.expand(kind.shape)
+    )
 
 
 @kernel(TokensMerge)
@@ -72,7 +74,7 @@ def merge(op: TokensMerge, weights: Weights) -> Kernel:
 
     def run(x: Tensor, sizes: Tensor, into: Tensor, merged: Tensor) -> Tensor:
         batch, left = merged.shape
-        dtype = torch.promote_types(x.dtype, sizes.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         weight = torch.where(merged.gather(1, into) > 0, sizes, 1).to(dtype)
         flat = (into + left * torch.arange(batch)[:, None]).flatten()
         total = torch.zeros(batch * left, dtype=dtype).index_add(0, flat, weight.flatten())

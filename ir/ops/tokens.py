@@ -197,10 +197,10 @@ class TokensMatch(Op):
 
     Bipartite soft matching (ToMe, arXiv 2210.09461): the tokens of a row, but for the first
     `protect`, are dealt out in turn to two sides, and the `share` of them whose best cosine with a
-    token of the other side is greatest go into that one. `signal` is [B, T, D]; `sizes` f32[B, T]
+    token of the other side is greatest go into that one. `signal` is [B, T, D]; `sizes` i64[B, T]
     is how many each stands for, 0 for padding, which takes no part: a row of n others has
     floor(share * (n - protect)) fewer. Then come protected ones, the rest of the first side, the
-    second side, padding. `into` is i64[B, T], `merged` f32[B, K].
+    second side, padding. `into` is i64[B, T], `merged` i64[B, K].
     """
 
     signal: Value
@@ -211,11 +211,11 @@ class TokensMatch(Op):
     def infer(self) -> tuple[Type, ...]:
         signal, sizes = self.signal.tensor, self.sizes.tensor
         check_rank(signal, 3, "a signal [B, T, D]")
-        if sizes != Tensor(signal.dims[:2], DType.F32):
+        if sizes != Tensor(signal.dims[:2], DType.I64):
             raise IRTypeError(f"the signal is {signal}, but the sizes are {sizes}")
         batch, tokens = sizes.dims
         left = unmerged(tokens, self.share, self.protect)
-        return Tensor(sizes.dims, DType.I64), Tensor((batch, left), DType.F32)
+        return sizes, Tensor((batch, left), DType.I64)
 
     def verify(self) -> None:
         if not 0 <= self.share <= 0.5 or self.protect < 0:
@@ -247,7 +247,7 @@ class TokensMerge(Op):
         x, into, merged = self.x.tensor, self.into.tensor, self.merged.tensor
         check_rank(x, 3, "tokens [B, T, D]")
         check_rank(merged, 2, "merged sizes [B, K]")
-        fits = into == Tensor(x.dims[:2], DType.I64) and merged.dims[0] == x.dims[0]
-        if not fits or self.sizes.tensor != Tensor(x.dims[:2], DType.F32):
+        of = Tensor(x.dims[:2], DType.I64)
+        if self.sizes.tensor != of or into != of or merged.dims[0] != x.dims[0]:
             raise IRTypeError(f"{self.sizes.type} and {into} are not of the tokens of {x}")
         return Tensor((x.dims[0], merged.dims[1], x.dims[2]), x.dtype)

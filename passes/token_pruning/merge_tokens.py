@@ -35,7 +35,7 @@ class MergeTokens(Pass):
         %a = attention %q, %k, %v, bias=%b : f32[B, 10, 8]
         %h1 = add %h, %a : f32[B, 10, 8]
         %m = reduce %k {fn="mean" axes=(1)} : f32[B, 10, 4]
-        %into, %sizes1 = tokens.match %m, %sizes {share=0.2 protect=1} : i64[B, 10], f32[B, 9]
+        %into, %sizes1 = tokens.match %m, %sizes {share=0.2 protect=1} : i64[B, 10], i64[B, 9]
         %h2 = tokens.merge %h1, %sizes, %into, %sizes1 : f32[B, 9, 8]
 
     `share=0` changes nothing; `force=true` puts in ops that merge none.

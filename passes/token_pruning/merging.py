@@ -135,9 +135,9 @@ class Merging:
             raise MergingError("its mask says more than which tokens are valid")
         protect = protected(self.region, op.inputs[0])
         if isinstance(made, MaskValid):
-            sizes = self._emit(Cast(self.whole(made.valid), DType.F32)).result
+            sizes = self._emit(Cast(self.whole(made.valid), DType.I64)).result
         else:
-            sizes = self._emit(Full(dims, 1.0, DType.F32)).result
+            sizes = self._emit(Full(dims, 1, DType.I64)).result
         return _Stream(self.whole(op.inputs[0]), sizes, mask, protect)
 
     def _body(self, op: Layer, site: Site, inputs: Sequence[Value], stream: _Stream) -> Body:
@@ -191,7 +191,7 @@ class _Inner:
 
     def _weights(self, op: Attention) -> dict[str, Value]:
         """Each key counts as often as the tokens it stands for (proportional attention)."""
-        many = self._emit(Maximum(self.sizes, 1.0)).results[0]
+        many = self._emit(Maximum(self.sizes, 1)).results[0]
         logs = self._emit(Unary(many, "log")).results[0]
         batch, tokens = self.sizes.type.dims
         found = {"bias": self._emit(Reshape(logs, (batch, 1, 1, tokens))).results[0]}

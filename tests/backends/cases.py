@@ -997,7 +997,7 @@ def tokens_select(b: Bench, how: str) -> Any:
     return TokensSelect(scores, valid, last, keep, at_least), rows
 
 
-def matched(x: torch.Tensor, sizes: list[float], share: int, protect: int) -> tuple[Any, Any]:
+def matched(x: torch.Tensor, sizes: list[int], share: int, protect: int) -> tuple[Any, Any]:
     """Return where each token of one row goes, share in tenths, and what each place stands for."""
     real = [i for i, size in enumerate(sizes) if size > 0]
     first = [t for n, t in enumerate(real) if n >= protect and n % 2 == 0]
@@ -1020,10 +1020,10 @@ def matched(x: torch.Tensor, sizes: list[float], share: int, protect: int) -> tu
 @case(TokensMatch, "all", "none", "padded", "protected")
 def tokens_match(b: Bench, how: str) -> Any:
     share, protect = {"none": (0, 0), "protected": (4, 1)}.get(how, (5, 0))
-    x, sizes = b.x("B", "T", 4, dtype=DType.F32), torch.rand(b.size("B"), b.size("T")) + 0.5
+    x, sizes = b.x("B", "T", 4, dtype=DType.F32), torch.randint(1, 4, (b.size("B"), b.size("T")))
     if how == "padded":
         sizes *= torch.rand(sizes.shape) < 0.7
-    sizes = b.data(sizes, "B", "T", dtype=DType.F32)
+    sizes = b.data(sizes, "B", "T", dtype=DType.I64)
     rows = [matched(r, s, share, protect) for r, s in zip(b[x], b[sizes].tolist(), strict=True)]
     into, merged = (torch.tensor(list(part)) for part in zip(*rows, strict=True))
     return TokensMatch(x, sizes, share / 10, protect), (into, merged)
@@ -1031,12 +1031,12 @@ def tokens_match(b: Bench, how: str) -> Any:
 
 @case(TokensMerge)
 def tokens_merge(b: Bench) -> Any:
-    x, sizes = b.x("B", "T", 3), torch.rand(b.size("B"), b.size("T")) + 0.5
+    x, sizes = b.x("B", "T", 3), torch.randint(1, 4, (b.size("B"), b.size("T")))
     into = torch.randint(0, 3, sizes.shape)
     into[0], sizes[0] = torch.arange(b.size("T")) % 2, sizes[0] * (torch.arange(b.size("T")) % 2)
-    given = b.data(sizes, "B", "T", dtype=DType.F32), b.data(into, "B", "T", dtype=DType.I64)
-    total = torch.zeros(b.size("B"), 3).scatter_add(1, into, sizes)
-    merged, alike = b.data(total, "B", 3, dtype=DType.F32), F.one_hot(into, 3).double()
+    given = b.data(sizes, "B", "T", dtype=DType.I64), b.data(into, "B", "T", dtype=DType.I64)
+    total = torch.zeros(b.size("B"), 3, dtype=torch.long).scatter_add(1, into, sizes)
+    merged, alike = b.data(total, "B", 3, dtype=DType.I64), F.one_hot(into, 3).double()
     weight = alike * sizes.double()[:, :, None]
     weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, alike)
     weight = weight / weight.sum(1, keepdim=True).masked_fill_(weight.sum(1, keepdim=True) == 0, 1)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor
 
-from elidir.ir import Layer, Module, TokensMerge, format_dim
+from elidir.backends import WeightStore, lower
+from elidir.ir import DType, Layer, Module, TokensMerge, format_dim
 from elidir.passes import Pipeline, PipelineError
 from elidir.passes.token_pruning.merge_tokens import MergeTokens
 from tests.frontends.families import Family, arguments, eager, executable, family
@@ -153,6 +154,16 @@ def test_later_layers_hold_fewer_tokens() -> None:
     layers = [op for op in made["forward"].region.ops if isinstance(op, Layer)]
     lengths = [format_dim(op.results[0].type.dims[1]) for op in layers]
     assert lengths == ["ceildiv(3*T + 1, 4)", "ceildiv(3*(ceildiv(3*T + 1, 4)) + 1, 4)"]
+
+
+def test_it_runs_in_bfloat16() -> None:
+    known = family("vit")
+    made, inputs = run(known, "merge-tokens", {"share": 0.25}).module, known.entry.example(2, 1)
+    store = WeightStore(known.raised.tensors)
+    program = lower(made["forward"], made, store, ("cpu", "reference"), DType.BF16)
+    found = program(*(x.bfloat16() for x in arguments(known, inputs)))[0]
+    wanted = outputs(known, made, inputs)[0]
+    torch.testing.assert_close(found.float(), wanted, atol=0.1, rtol=0.1)
 
 
 def test_a_share_of_less_than_a_token_is_said() -> None:
