@@ -31,19 +31,26 @@ class Costing:
         self.module, self.request, self.precision = module, request, precision
         self.function: Function = prefill(module, request).function
         self.lines = lines(module, self.function, precision)
+        self._lines = {self.function.name: self.lines}
         self.evaluated: dict[str, list[Line]] = {}
         self.footprints: dict[str, Footprint] = {}
 
     def at(self, phase: Phase) -> list[Line]:
         """Return the lines in numbers; each size is evaluated once for all targets."""
-        key = repr(phase.bindings)
+        key = f"@{phase.function.name} {phase.bindings!r}"
         if key not in self.evaluated:
-            self.evaluated[key] = evaluate_lines(self.lines, phase)
+            self.evaluated[key] = evaluate_lines(self._of(phase.function), phase)
         return self.evaluated[key]
+
+    def _of(self, function: Function) -> list[Line]:
+        """Return the lines of a function: a prompt may be read by another than decodes."""
+        if function.name not in self._lines:
+            self._lines[function.name] = lines(self.module, function, self.precision)
+        return self._lines[function.name]
 
     def held(self, phase: Phase) -> Footprint:
         """Return what a phase holds in memory; each size is walked once for all targets."""
-        key = repr(phase.bindings)
+        key = f"@{phase.function.name} {phase.bindings!r}"
         if key not in self.footprints:
             self.footprints[key] = footprint(self.module, phase, self.precision)
         return self.footprints[key]

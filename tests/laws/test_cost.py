@@ -1,0 +1,39 @@
+"""The cost model knows what a pass dropped: work and cache are those of what really runs."""
+
+import pytest
+
+from elidir.backends.runtime import Rows
+from elidir.cost_models import Request, decode, waterfall
+from elidir.ir import Module
+from elidir.passes import Pipeline
+from tests.frontends.families import family
+from tests.laws.test_laws import run, session, tokens
+
+LENGTH = 64
+
+
+def costs(before: Module, after: Module) -> tuple[float, float]:
+    """Prefill and decode after a pass, as shares of before."""
+    old, new = waterfall([("", before), ("", after)], ["a100-80g"], prompt=LENGTH)
+    return new.prefill_seconds / old.prefill_seconds, new.decode_seconds / old.decode_seconds
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5])
+def test_decode_after_pruning_costs_no_more_than_before_and_its_new_ops(keep: float) -> None:
+    known = family("llama")
+    made = run(known, "prune-tokens", {"keep": keep, "at_least": 2}).module
+    assert (
+        costs(known.stepped.module, made)[1] < 1.2
+    )  # a mask and little more, on a model of two layers
+
+
+def test_what_a_state_holds_after_a_prompt_is_what_the_cost_model_says() -> None:
+    known = family("llama")
+    made = run(known, "prune-tokens", {"keep": 0.3, "at_least": 2}).module
+    made = Pipeline.parse("lossless").run(made).module
+    talk = session(known, made)
+    talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
+    talk.feed(tokens(1, 1))
+    phase = decode(made, Request(prompt=LENGTH), LENGTH + 1)
+    held = [n for name, n in phase.bindings.items() if name.startswith("S.")]
+    assert held == talk.stats.layer_tokens[1:]
