@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from elidir.backends import WeightStore, lower
-from elidir.ir import DType, Layer, Module, TokensMerge, format_dim
+from elidir.cost_models import Sizes, work_of
+from elidir.cost_models.work import sum_work
+from elidir.ir import Attention, DType, Layer, Module, TokensMerge, format_dim
 from elidir.passes import Pipeline, PipelineError
 from elidir.passes.token_pruning.merge_tokens import MergeTokens
-from tests.frontends.families import Family, arguments, eager, executable, family
+from tests.frontends.families import Family, arguments, eager, executable, family, flat
 from tests.laws.test_laws import run
 from tests.zoo import Inputs
 
@@ -154,6 +157,20 @@ def test_later_layers_hold_fewer_tokens() -> None:
     layers = [op for op in made["forward"].region.ops if isinstance(op, Layer)]
     lengths = [format_dim(op.results[0].type.dims[1]) for op in layers]
     assert lengths == ["ceildiv(3*T + 1, 4)", "ceildiv(3*(ceildiv(3*T + 1, 4)) + 1, 4)"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_the_cost_model_counts_the_products_that_run(share: float) -> None:
+    known = family("vit")
+    options, inputs = {"share": share, "force": True}, known.entry.example(2, 1)
+    made = run(known, "merge-tokens", options).module
+    with FlopCounterMode(display=False) as counter:
+        outputs(known, made, inputs)
+    # torch counts its fused attention on no processor
+    ops = [op for op in flat(made).ops if not isinstance(op, Attention)]
+    work = sum_work(work_of(op, Sizes()) for op in ops).evaluate({"B": 2})
+    products = sum(n for kind, n in work.flops.items() if kind.unit == "matrix")
+    assert counter.get_total_flops() == products
 
 
 def test_it_runs_in_bfloat16() -> None:
