@@ -51,7 +51,7 @@ class PruneTokens(Pass):
     neutral: ClassVar = {"keep": 1.0}
     identity: ClassVar = {"keep": 1.0, "force": True}
 
-    keep: Keep | tuple[Keep, ...] = 0.5
+    keep: Keep | tuple[Keep, ...] = 0.75
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
     work: Annotated[float, Range(ge=0.05, le=1)] | None = None
     at_least: Annotated[int, Range(ge=1)] = 64

@@ -148,7 +148,6 @@ def test_report_covers_each_target(fast: elidir.Compiled) -> None:
     ("options", "words"),
     [
         ({"pipeline": "lossles"}, "did you mean 'lossless'"),
-        ({"pipeline": "balanced"}, "comes later"),
         ({"pipeline": "canonicalize{deep=true}"}, "canonicalize"),
         ({"target": "p4o"}, "did you mean 'p40'"),
         ({"backend": "cpuu"}, "did you mean 'cpu'"),

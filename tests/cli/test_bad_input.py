@@ -41,7 +41,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--pipeline", "fuse-projection"], "did you mean 'fuse-projections'?"),
         (["--pipeline", "cse{limit=2}"], "pass 'cse' has no option 'limit'"),
-        (["--pipeline", "balanced"], "preset 'balanced' comes later"),
+        (["--pipeline", "balance"], "did you mean 'balanced'?"),
         (["--pipeline", "missing.yaml"], "cannot read the pipeline missing.yaml"),
         (["--target", "cpuu"], "did you mean 'cpu'?"),
         (["--backend", "referense"], "did you mean 'reference'?"),

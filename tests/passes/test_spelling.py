@@ -107,8 +107,7 @@ WRONG = {
     "fixpoint(cse)": "cannot read",
     "fixpoint[0](cse)": "at least one pass at least once",
     "fixpoint[2]()": "at least one pass at least once",
-    "balanced": "preset 'balanced' comes later",
-    "aggressive": "preset 'aggressive' comes later",
+    "aggresive": "did you mean 'aggressive'?",
 }
 
 

@@ -43,12 +43,9 @@ def _is_preset(name: str) -> bool:
 
 
 def _preset(name: str) -> dict[str, str]:
-    from elidir.passes import Pipeline, PipelineError
+    from elidir.passes import Pipeline
 
-    try:
-        return {"name": name, "pipeline": str(Pipeline.of(name))}
-    except PipelineError as error:  # one that comes later says so
-        return {"name": name, "pipeline": error.message}
+    return {"name": name, "pipeline": str(Pipeline.of(name))}
 
 
 def _pass(cls: Any) -> dict[str, Any]:
