@@ -1,4 +1,7 @@
-"""Presets: pipelines by name, each a YAML file in `presets/` that opens with what it promises."""
+"""Presets: pipelines by name, each a YAML file in `presets/` that opens with what it promises.
+
+What their steps mean is the pipeline's affair; here files become steps.
+"""
 
 from functools import cache
 from pathlib import Path

@@ -70,6 +70,9 @@ class PruneTokens(Pass):
         step = module["step"].region
         layers = [op for op in step.ops if isinstance(op, Layer)]
         reason = _obstacle(step, layers)
+        bound = module.symbols["N"].hi
+        if not reason and bound is not None and bound <= self.at_least:
+            reason = f"no prompt has more than at_least={self.at_least} tokens: it takes {bound}"
         if not reason:
             cuts = self._cuts(len(layers), cx)
             reason = next(filter(None, map(_closed, layers[cuts[0] - 1 :])), "")

@@ -98,6 +98,13 @@ def test_bad_options_are_refused(options: dict[str, object], says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_a_model_of_short_prompts_is_left_as_it_is() -> None:
+    known = family("llama")
+    found = run(known, "prune-tokens", {"keep": 0.5, "at_least": 500})
+    assert found.module is known.stepped.module
+    assert "no prompt has more than at_least=500 tokens" in found.missed[0].reason
+
+
 def test_a_part_is_one_that_keeps_something() -> None:
     with pytest.raises(PipelineError, match="keep"):
         PruneTokens(keep=0.0)

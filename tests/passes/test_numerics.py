@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from elidir.ir import DType, Module, Tensor, Value, decompose, evaluate, rewrite
+from elidir.ir import DType, Mask, Module, Tensor, Value, decompose, evaluate, rewrite
 from elidir.passes import Invariant, find_pass, read_reproducer
 
 FOLDER = Path(__file__).parent
@@ -18,7 +18,7 @@ GOLDEN = sorted(
     for path in FOLDER.glob("*/*.ir")
     if find_pass(path.parent.name.replace("_", "-")).invariant is Invariant.EXACT
 )
-SIZES = {"B": 2, "T": 5}
+SIZES = {"B": 2, "T": 5, "R": 3}
 
 pytestmark = pytest.mark.slow  # it imports torch, which `make fast` does without
 
@@ -49,11 +49,13 @@ def outputs(module: Module, source: Module, inputs: list[Any]) -> list[Any]:
 
 
 def example(param: Value) -> Any:
-    """Draw an input of a parameter's type: floats at random, positions in order, all valid."""
+    """Draw an input of a type: floats at random, positions in order, all valid, a causal mask."""
     import torch
 
+    shape = [evaluate(d, SIZES) for d in param.type.dims]
+    if isinstance(param.type, Mask):
+        return torch.ones(shape, dtype=torch.bool).tril()
     tensor: Tensor = param.tensor
-    shape = [evaluate(d, SIZES) for d in tensor.dims]
     if tensor.dtype is DType.BOOL:
         return torch.ones(shape, dtype=torch.bool)
     if not tensor.dtype.is_float:
