@@ -174,4 +174,5 @@ def test_a_decoder_in_int8_gives_what_the_reference_gives(
     """Fed in any pieces, the first rows padded: runs of few rows and ops over many take turns."""
     fast, reference = decoder(dtype)
     found, wanted = fed(fast, batch, lengths, seed), fed(reference, batch, lengths, seed)
-    near(found, wanted, dtype, 3)
+    # The reference rounds to bfloat16 before the grid, so some values lie a step apart there.
+    near(found, wanted, dtype, 3 if dtype is DType.F32 else 6)

@@ -26,7 +26,7 @@ def test_a_saved_model_is_calibrated_as_the_model_is(
         out = tmp_path / f"{at}.safetensors"
         said = elidir("calibrate", model, text, "-o", out)
         assert said.code == 0, said.err
-        assert said.out == f"{out}: linear-inputs of 448 tokens\n"
+        assert said.out == f"{out}: linear-inputs, attention-lost of 448 tokens\n"
     one, other = (
         elidir("explain", folder, "-p", pipeline, "--calibration", tmp_path / f"{at}.safetensors")
         for at in (0, 1)
