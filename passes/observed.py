@@ -55,7 +55,8 @@ class AttentionLost:
     Args:
         lost: f32[L, L, len(SHARES)]; at [d, m, i] the mean share of the attention of attention m
             that goes to tokens which are not among the SHARES[i] that attention d ranks highest.
-            The first token, which takes the attention that has nowhere to go, is left out.
+            The first token, which takes the attention that has nowhere to go, is left out. L is 0
+            where nothing was seen.
         tokens: how many were seen.
     """
 

@@ -122,6 +122,10 @@ class PruneTokens(Pass):
         if len(seen.lost) != layers or self.work is None:
             cx.missed("", f"calibration saw {len(seen.lost)} attentions, not {layers} layers")
             return None
+        if len(parts) >= layers:
+            raise PipelineError(
+                f"pass '{self.name}' has keep={self.keep} for {layers} layers; give fewer parts"
+            )
         cuts, lost = place(seen, parts, self.work)
         share = left(cuts, parts, layers)
         cx.applied("", f"calibrated: {share:.0%} of the layers' work, {lost:.1%} of attention lost")

@@ -185,12 +185,13 @@ class LastRows:
         return self._softmax[op]
 
     def _end_call(self) -> None:
-        """Count what each attention loses of each other's choice."""
-        rows = torch.stack(list(self._rows.values()))[:, :, 1:-1]  # [L, B, K]
+        """Count what each attention loses of each other's choice, if all have the same tokens."""
+        found = list(self._rows.values())
         self._rows.clear()
-        layers, batch, keys = rows.shape
-        if not keys:
+        if len({row.shape for row in found}) > 1 or found[0].shape[1] < 3:
             return
+        rows = torch.stack(found)[:, :, 1:-1]  # [L, B, K]
+        layers, batch, keys = rows.shape
         rows = rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
         order = rows.argsort(-1, descending=True)
         held = (
@@ -205,11 +206,11 @@ class LastRows:
         self._tokens += batch * keys
 
     def observation(self, weights: Weights) -> AttentionLost:
-        """Return the means; raises `CalibrationError` where no call had a token to drop."""
+        """Return the means; of no attention where no call had a token to drop."""
         if self._rows:
             self._end_call()
         if self._lost is None:
-            raise CalibrationError("no text of calibration has tokens to drop; give longer ones")
+            return AttentionLost(np.zeros((0, 0, len(SHARES)), np.float32), 0.0)
         return AttentionLost((self._lost / self._calls).numpy(), float(self._tokens))
 
     @staticmethod
