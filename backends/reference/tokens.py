@@ -152,8 +152,10 @@ def of_state(op: MaskState, weights: Weights) -> Kernel:
         if length == 0 and new.shape[2] == tokens:
             return new
         cached = torch.ones(1, length, dtype=torch.bool) if valid is None else valid
-        batch = max(len(cached), len(new))
-        new = new[:, :, new.shape[2] - tokens :].expand(batch, -1, -1)
-        return torch.cat([cached[:, None].expand(batch, tokens, length), new], dim=2)
+        batch, past = max(len(cached), len(new)), new.shape[2] - tokens
+        seen = cached[:, None].expand(batch, tokens, length)
+        if past:  # a query that sees nothing of the past is no token
+            seen = seen & new[:, :, :past].any(-1, keepdim=True)
+        return torch.cat([seen, new[:, :, past:].expand(batch, -1, -1)], dim=2)
 
     return run

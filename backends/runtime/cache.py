@@ -197,7 +197,8 @@ class KVCache:
             new = new if keep is None else new.masked_fill(~keep, -1)
             table = torch.arange(self.length).expand(self.batch, -1)
             table = table.masked_fill(table >= start, -1)
-            table = table.scatter(1, slots.expand(self.batch, -1), new)
+            # A filler names slot `start` too, so of two new places of one slot the kept one counts.
+            table = table.scatter_reduce(1, slots.expand(self.batch, -1), new, "amax")
             self._renumber(table, start + count)
         self.length = start + count
         self._refresh()

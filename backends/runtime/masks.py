@@ -77,7 +77,8 @@ def _tree(parents: tuple[int, ...]) -> Tree:
 def step_mask(new: int, valid: Tensor, branches: Tree | None, *, dense: bool) -> Tensor | None:
     """Return the mask of a step over `new` tokens, None when every token sees every slot.
 
-    An invalid token sees at least itself, so that no row of a softmax is empty; no other sees it.
+    An invalid token sees itself alone: no row of a softmax is empty, and what keys receive is of
+    valid queries. No other token sees it.
 
     Args:
         new: tokens of this step.
@@ -89,7 +90,7 @@ def step_mask(new: int, valid: Tensor, branches: Tree | None, *, dense: bool) ->
     if dense and branches is None:
         return None if new == 1 else causal(new, slots - new).expand(batch, -1, -1)
     order = causal(new, slots - new) if branches is None else _after(slots - new, branches.sees)
-    mask = order & valid[:, None, :]
+    mask = order & valid[:, None, :] & valid[:, slots - new :, None]
     mask.diagonal(slots - new, 1, 2).fill_(True)
     return mask
 

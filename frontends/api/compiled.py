@@ -136,7 +136,7 @@ class Compiled:
     def prepare(self) -> None:
         """Rearrange the weights for what generation runs, which otherwise happens at first use."""
         program = self.program
-        _ = program.step or program.forward
+        _ = (program.step or program.forward, program.prefill)
 
     def save(self, path: Any, *, tokenizer: Any = None) -> str:
         """Write the compiled model to a folder, which `elidir.load` reads; returns its hash.

@@ -123,8 +123,9 @@ class MaskKeep(Op):
 class MaskState(Op):
     """The mask of a step over the keys of one state: its S' cached ones, then the new ones.
 
-    The caller's mask is [B, N, S + N]; of it the last N columns count. A cached key is seen where
-    the state holds it as valid: every new token comes after it. The result is [B, N, S' + N].
+    The caller's mask is [B, N, S + N]; its last N columns stay. A cached key is seen where the
+    state holds it as valid, since every new token comes after it; not by a query that sees none of
+    the S cached ones, which is no token. The result is [B, N, S' + N].
     """
 
     mask: Value

@@ -103,7 +103,7 @@ class PruneTokens(Pass):
         cuts = self._placed(layers, cx) if self.needed() else self.at
         if cuts is None:
             cuts = tuple(dict.fromkeys(max(layers * n // 6, 1) for n in (3, 4, 5)))
-        if list(cuts) != sorted(set(cuts)) or (layers and cuts and cuts[-1] >= layers):
+        if not cuts or list(cuts) != sorted(set(cuts)) or cuts[-1] >= layers:
             raise PipelineError(
                 f"pass '{self.name}' cannot prune before layers {cuts} of {layers}; give rising "
                 f"numbers from 1 to {layers - 1}"
@@ -128,6 +128,8 @@ class PruneTokens(Pass):
             )
         cuts, lost = place(seen, parts, self.work)
         share = left(cuts, parts, layers)
+        if share > self.work:
+            cx.missed("", f"no layers leave as little as {self.work:.0%}; give a smaller keep=")
         cx.applied("", f"calibrated: {share:.0%} of the layers' work, {lost:.1%} of attention lost")
         return cuts
 

@@ -127,8 +127,8 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return what each key, or a neighbour, gets of a prompt's last queries (arXiv 2404.14469)."""
     new, (batch, _, queries, _) = seen.new, seen.attention.q.type.dims
-    first = queries - min(options.window, options.at_least)
-    first = as_dim(first if queries == new else sympy.Max(first, 0))  # they may be fewer
+    window = min(options.window, options.at_least)
+    first = as_dim(sympy.Max(queries - window, 0))  # a prompt may have fewer queries
     last = _emit(ops, Slice(_emit(ops, Iota(queries)), 0, first, queries))
     rows = _emit(ops, Expand(last, (batch, as_dim(queries - first))))
     scores = received(seen.attention, rows, ops)

@@ -225,3 +225,19 @@ def test_bad_options_are_refused() -> None:
     for options in ({"keep": 0.0}, {"tau": (0.0, 1.0)}, {"scorer": "oracle"}, {"recent": 1.5}):
         with pytest.raises(PipelineError):
             EvictKv(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scorer", ["h2o", "snapkv"])
+def test_padding_of_a_later_turn_gives_no_attention(scorer: str) -> None:
+    known = family("llama")
+    made = run(known, "evict-kv", {"keep": 0.5, "at_least": 4, "scorer": scorer}).module
+    first, second = tokens(2, 30, seed=1), tokens(2, 30, seed=2)
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    valid[1, :12] = False
+    both, alone = session(known, made, 2), session(known, made)
+    both.feed(first, rows=Rows.LAST)
+    both.feed(second, valid, rows=Rows.LAST)
+    alone.feed(first[1:], rows=Rows.LAST)
+    alone.feed(second[1:, 12:], rows=Rows.LAST)
+    again = tokens(2, 4, seed=3)
+    torch.testing.assert_close(both.feed(again)[1:], alone.feed(again[1:]), atol=1e-5, rtol=1e-5)

@@ -89,6 +89,7 @@ def test_all_rows_of_a_prompt_are_given_where_they_are_wanted() -> None:
     ("options", "says"),
     [
         ({"at": (2,)}, "cannot prune before layers (2,) of 2; give rising numbers from 1 to 1"),
+        ({"at": ()}, "give rising numbers from 1 to 1"),
         ({"at": (1,), "keep": (0.5, 0.4)}, "give one part, or as many as layers"),
     ],
 )
@@ -103,6 +104,20 @@ def test_a_model_of_short_prompts_is_left_as_it_is() -> None:
     found = run(known, "prune-tokens", {"keep": 0.5, "at_least": 500})
     assert found.module is known.stepped.module
     assert "no prompt has more than at_least=500 tokens" in found.missed[0].reason
+
+
+def test_rows_that_accept_paths_of_other_lengths_keep_their_tokens() -> None:
+    known, ids = family("llama"), tokens(2, LENGTH)
+    options = {"keep": 1.0, "at": (AT,), "at_least": 2, "force": True}
+    made = run(known, "prune-tokens", options).module
+    found = []
+    for module in (known.stepped.module, made):
+        talk = session(known, module, 2)
+        talk.feed(ids, rows=Rows.LAST)
+        talk.feed(tokens(2, 4, seed=1))
+        talk.accept([[0, 1], [0, -1]])
+        found.append(talk.feed(tokens(2, 1, seed=2)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_is_one_that_keeps_something() -> None:
