@@ -1,8 +1,9 @@
 """Every pair of lossy passes on SmolLM2, in both orders: does it run, what does it cost and save.
 
-`python -m benchmarks.composition` prints a table. A pair either composes or says why not. Time is predicted for a prompt of 2,000 tokens, as a share of that of the preset
-`lossless`; quality is KL in nats from the original on windows of a text, read through the cache:
-`--text FILE`, else the bundled one.
+`python -m benchmarks.composition` prints a table. A pair either composes or says why not. Time is
+predicted for a prompt of 2,000 tokens, as a share of that of the preset `lossless`; quality is KL
+in nats from the original on windows of a text, read through the cache: `--text FILE`, else the
+bundled one.
 """
 
 import argparse
