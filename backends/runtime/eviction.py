@@ -47,6 +47,7 @@ def protected(rule: KvEvict, counts: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     recent = counts.new_full(counts.shape, int(rule.recent))
     if isinstance(rule.recent, float):
         recent = (counts * rule.recent).ceil().long()
+    recent = torch.minimum(recent, (counts - rule.sinks).clamp(min=0))  # the first stay before all
     so_far = valid.cumsum(1)
     left = so_far[:, -1:] - so_far + valid
     return (so_far <= rule.sinks).sum(1, keepdim=True), (left > recent).sum(1, keepdim=True)

@@ -241,3 +241,15 @@ def test_padding_of_a_later_turn_gives_no_attention(scorer: str) -> None:
     alone.feed(second[1:, 12:], rows=Rows.LAST)
     again = tokens(2, 4, seed=3)
     torch.testing.assert_close(both.feed(again)[1:], alone.feed(again[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_tokens_stay_though_the_newest_would_fill_the_budget() -> None:
+    known = family("llama")
+    options = {"keep": 0.5, "at_least": 8, "scorer": "streaming", "recent": 1.0, "sinks": 4}
+    talk = session(known, run(known, "evict-kv", options).module)
+    talk.feed(tokens(1, 20), rows=Rows.LAST)
+    for i in range(6):
+        talk.feed(tokens(1, 1, seed=i))
+    (store,) = talk.cache.placed.values()
+    held = store.ordinals[0, 0, 0, : store.length].tolist()
+    assert set(range(4)) <= set(held)
