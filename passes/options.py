@@ -131,8 +131,12 @@ def _in_range(value: Any, extras: tuple[Any, ...]) -> Any:
     for limits in (e for e in extras if isinstance(e, Range)):
         items = value if isinstance(value, tuple) else (value,)
         if not all(limits.holds(v) for v in items if v is not None):
-            raise ValueError(f"which is not {limits}")
+            raise _OutOfRangeError(f"which is not {limits}")
     return value
+
+
+class _OutOfRangeError(ValueError):
+    """A number of the right kind that lies outside of its limits."""
 
 
 def _one_of(choices: tuple[Any, ...], value: Any) -> Any:
@@ -143,13 +147,16 @@ def _one_of(choices: tuple[Any, ...], value: Any) -> Any:
 
 
 def _first_of(hints: tuple[Any, ...], value: Any) -> Any:
-    problem = "which fits no alternative"
+    """Return a value as the first alternative that it fits; else say what comes nearest to one."""
+    problems = []
     for hint in hints:
         try:
             return coerce(hint, value)
         except ValueError as error:
-            problem = problem if hint is type(None) else str(error)
-    raise ValueError(problem)
+            problems += [] if hint is type(None) else [error]
+    near = (e for e in problems if isinstance(e, _OutOfRangeError) or str(e).endswith("?"))
+    some = problems[0] if len(problems) == 1 else ValueError("which is none of these")
+    raise next(near, some)
 
 
 def _tuple(hints: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ from elidir.compiled import Compiled
 from elidir.cost_models import load_target
 from elidir.evaluate import Demand
 from elidir.frontends import Options, check_static
-from elidir.ir import DType, ElidirError, nearest
+from elidir.frontends.calibration import check_data
+from elidir.ir import DType, ElidirError, Stage, nearest
 from elidir.passes import framed
 
 
@@ -25,7 +26,7 @@ def compile(
     target: str = "cpu",
     pipeline: Any = "lossless",
     backend: str | Sequence[str] = "cpu",
-    dynamic: bool = True,
+    dynamic: bool | None = True,
     static: tuple[int, int] | None = None,
     example_inputs: Any = None,
     dtype: Any = None,
@@ -43,7 +44,8 @@ def compile(
         target: what plans and costs are for: a name of `elidir targets`, or a YAML file.
         pipeline: passes as text, a YAML file or objects; `lossless` keeps the model's outputs.
         backend: what runs: a name of `elidir backends`, or several in order of preference.
-        dynamic: whether batch and length may vary.
+        dynamic: whether batch and length may vary; None, as torch.compile has it, means that they
+            may.
         static: batch and length of a model of transformers that can be captured no other way.
         example_inputs: a tuple or dict of tensors of one usual call. Models of transformers need
             none; any other module is captured at its first call if none are given.
@@ -71,6 +73,8 @@ def compile(
     if disable:
         return model
     chosen = check_options(pipeline, target, backend, dtype, dynamic=dynamic, static=static)
+    if not isinstance(model, str):  # a named model has a bundled text
+        check_data(chosen.pipeline, calibration)
     demand = Demand.of(quality, quality_texts, model, calibration)
     return demand.check(_compiled(model, chosen, example_inputs, calibration))
 
@@ -83,7 +87,7 @@ def _compiled(model: Any, chosen: Options, example_inputs: Any, calibration: Any
     if isinstance(model, Compiled):
         raise ElidirError("this is compiled already; give elidir.compile the model that it was")
     if isinstance(model, type):
-        return _class_maker(model, chosen, calibration)
+        return _class_maker(model, chosen, example_inputs, calibration)
     if not callable(model):
         raise ElidirError(f"cannot compile {model!r:.40}; give a module or a function")
     return Compiled(model, chosen, example_inputs, calibration=calibration)
@@ -95,24 +99,28 @@ def check_options(
     backend: str | Sequence[str],
     dtype: Any = None,
     *,
-    dynamic: bool = True,
+    dynamic: bool | None = True,
     static: tuple[int, int] | None = None,
 ) -> Options:
     """Return the options of a compilation; raises `ElidirError` for one that is wrong."""
-    framed(pipeline)
+    wanted = framed(pipeline)
+    wanted.check(Stage.RAISED, wanted.needed())  # whether there is data is asked for elsewhere
     load_target(target)
     if static is not None:
         check_static(static)
-    return Options(target, pipeline, check_backends(backend), _dtype(dtype), dynamic, static)
+    chosen = check_backends(backend), _dtype(dtype)
+    return Options(target, pipeline, *chosen, dynamic is not False, static)
 
 
-def _class_maker(cls: type, options: Options, calibration: Any) -> Callable[..., Compiled]:
+def _class_maker(
+    cls: type, options: Options, example: Any, calibration: Any
+) -> Callable[..., Compiled]:
     if not issubclass(cls, torch.nn.Module):
         raise ElidirError(f"cannot compile the class {cls.__name__}; give a subclass of nn.Module")
 
     @functools.wraps(cls, updated=())
     def make(*args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(cls(*args, **kwargs).eval(), options, calibration=calibration)
+        return Compiled(cls(*args, **kwargs).eval(), options, example, calibration=calibration)
 
     return make
 

@@ -32,6 +32,14 @@ class FunctionModule(nn.Module):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
+        try:
+            inspect.signature(function)
+        except ValueError:
+            name = getattr(function, "__name__", repr(function))
+            raise CaptureError(
+                f"the arguments of {name}, which is not written in Python, cannot be known; "
+                f"compile a function that calls it"
+            ) from None
         self.function = function
         self.forward = function
 

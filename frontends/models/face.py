@@ -85,13 +85,11 @@ def face_of(model: Any, captured: "Capture", inputs: tuple[str, ...]) -> Face:
     call = model.forward if isinstance(model, torch.nn.Module) else model
     own = _default_arguments(model, call, captured)
     constants = {n: v for n, v in own.items() if n not in inputs} | dict(captured.constants)
-    generation = getattr(model, "generation_config", None)
-    stated = generation.to_diff_dict() if generation is not None else {}
     return Face(
         inputs=inputs,
         out_spec=captured.out_spec,
         positions=_own_positions(model) if "position_ids" in inputs else "slots",
-        defaults={k: stated[k] for k in _GENERATION if stated.get(k) is not None},
+        defaults=_generation_defaults(model),
         signature=argument_names(call),
         constants=constants,
         demanded=tuple(n for n, v in captured.constants.items() if n in own and own[n] != v),
@@ -100,6 +98,17 @@ def face_of(model: Any, captured: "Capture", inputs: tuple[str, ...]) -> Face:
         padding=_padding(model),
         mute=_mute(model, scores=captured.scores),
     )
+
+
+def _generation_defaults(model: Any) -> dict[str, Any]:
+    """Return the model's own generation options; what has no start of its own begins as a text."""
+    generation = getattr(model, "generation_config", None)
+    stated = generation.to_diff_dict() if generation is not None else {}
+    found = {k: stated[k] for k in _GENERATION if stated.get(k) is not None}
+    pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if pair and "bos_token_id" in found:
+        found.setdefault("decoder_start_token_id", found["bos_token_id"])
+    return found
 
 
 def _default_arguments(model: Any, call: Any, captured: "Capture") -> dict[str, Any]:

@@ -129,7 +129,9 @@ def _hugging_face_tensors(model: Any, sizes: Mapping[str, int]) -> Sized:
         )
     if model.config.is_encoder_decoder:
         return {**_tokens(sizes, positions=False), **_decoder_tokens(sizes)}
-    return _tokens(sizes, positions=_takes_positions(model))
+    named = inspect.signature(model.forward).parameters
+    tokens = _tokens(sizes, positions=_takes_positions(model))
+    return {name: made for name, made in tokens.items() if name in named or main not in named}
 
 
 def _takes_positions(model: Any) -> bool:

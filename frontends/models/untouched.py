@@ -1,15 +1,17 @@
 """Keep a caller's model exactly as it was while it is being captured.
 
-`untouched` is the only thing here: a context in which a model is in eval mode and uses attention
-and experts that export, and after which every module and config holds what it held before, also
-when something raised. No weight is copied or written.
+`untouched` is the only thing here: a context in which a model is in eval mode, uses attention and
+experts that export, and may convert a part of itself while it runs; after it every module and
+config holds what it held before, also when something raised. No weight is copied or written.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 ATTENTION = "sdpa"
@@ -82,9 +84,22 @@ def _prepare(model: nn.Module) -> None:
         if hasattr(config, "use_cache"):
             config.use_cache = False
     for module in model.modules():
+        module._apply = partial(_converted, module)  # type: ignore[method-assign]
         if is_hugging_face(module):
             _choose(module, "attn", ATTENTION)
             _choose(module, "experts", EXPERTS)
+
+
+def _converted(module: nn.Module, convert: Callable[..., Any], recurse: bool = True) -> nn.Module:
+    """Let a model call `.to(dtype)` on a part of itself: export cannot swap a weight for another.
+
+    Routers of experts do so (Switch Transformers). The tables are put back as all else is.
+    """
+    for part in module.modules() if recurse else (module,):
+        for table in (part._parameters, part._buffers):
+            with torch.no_grad():
+                table.update({n: convert(t) for n, t in table.items() if t is not None})
+    return module
 
 
 def _choose(model: Any, kind: str, wanted: str) -> None:

@@ -99,6 +99,18 @@ def test_decorator_on_a_class_makes_compiled_instances() -> None:
     made = elidir.compile(Doubler)(width=6)
     assert isinstance(made, elidir.Compiled)
     assert made(torch.randn(2, 6))["out"].shape == (2, 6)
+    ready = elidir.compile(Doubler, example_inputs=(torch.randn(3, 6),))(width=6)
+    assert "func @forward" in ready.ir
+
+
+def test_dynamic_none_is_automatic_as_in_torch() -> None:
+    made = elidir.compile(Doubler(), dynamic=None, example_inputs=(torch.randn(3, 4),))
+    assert made(torch.randn(7, 4))["out"].shape == (7, 4)
+
+
+def test_a_function_without_a_signature_is_refused() -> None:
+    with pytest.raises(ElidirError, match="compile a function that calls it"):
+        elidir.compile(torch.relu)(torch.randn(2, 3))
 
 
 def test_decorator_with_and_without_arguments_on_a_function() -> None:
@@ -153,6 +165,10 @@ def test_report_covers_each_target(fast: elidir.Compiled) -> None:
         ({"backend": "cpuu"}, "did you mean 'cpu'"),
         ({"dtype": "int7"}, "no float type"),
         ({"pipeline": 3}, "3 is no pipeline"),
+        ({"pipeline": "prune-tokens, incrementalize"}, "write: incrementalize, prune-tokens"),
+        ({"pipeline": "prune-tokens{keep=1.5}"}, r"is 1.5, which is not in \[0.01, 1\]"),
+        ({"pipeline": "prune-tokens{keep=most}"}, "is 'most', which is none of these; give keep"),
+        ({"pipeline": "balanced"}, "recorded on data; give calibration="),
         ({"target": None}, "None is no target"),
         ({"backend": []}, "give one of cpu, reference"),
         ({"static": 3}, "no batch and length"),

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from elidir.frontends.capture import Capture, Origin, capture
 from elidir.frontends.signature import CaptureError, Role
-from tests.zoo import NAMED, Entry, Inputs, decoder, exact, plain_inputs
+from tests.zoo import BERT_LIKE, NAMED, Entry, Inputs, decoder, exact, plain_inputs
 
 FIRST = (2, 6)
 SIZES = [(1, 1), (3, 11)]
@@ -245,6 +245,33 @@ def test_what_a_model_keeps_between_calls_is_left_out() -> None:
     assert torch.equal(x, torch.ones(3, 4, 4))
     assert torch.equal(example, torch.ones(2, 5, 4))
     assert model.calls == 0
+
+
+class Converts(nn.Module):
+    """Turns a part of itself into another dtype while it runs, as routers of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 4, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.router = self.router.to(torch.float32)
+        return self.router(x)
+
+
+def test_a_model_may_convert_a_part_of_itself() -> None:
+    model = Converts()
+    x = torch.randn(3, 4)
+    before = portrait(model)
+    graph = capture(model, (torch.randn(2, 4),))
+    assert portrait(model) == before
+    assert model.router.weight.dtype == torch.bfloat16
+    assert torch.equal(rebuild(graph, run(graph, {"x": x})), model(x))
+
+
+def test_a_model_of_transformers_is_fed_what_it_takes() -> None:
+    inputs = capture(exact("fnet", BERT_LIKE, auto="AutoModel").factory()).inputs
+    assert [i.name for i in inputs] == ["input_ids"]
 
 
 def test_examples_of_size_one_stay_dynamic() -> None:

@@ -98,6 +98,16 @@ def test_an_encoder_takes_padding_on_the_right() -> None:
     assert torch.equal(elidir.compile(model).generate(**inputs, **options), wanted)
 
 
+def test_a_decoder_without_a_start_begins_as_a_text_does() -> None:
+    model = OTHERS["t5"].factory()
+    stated = model.generation_config
+    stated.decoder_start_token_id, stated.bos_token_id, stated.eos_token_id = None, 5, 99
+    options = {"max_new_tokens": 6, "do_sample": False}
+    wanted = model.generate(tokens(2, 7), **options)
+    assert wanted[0, 0] == 5
+    assert torch.equal(elidir.compile(model).generate(tokens(2, 7), **options), wanted)
+
+
 # ---- numbers made of sizes
 
 

@@ -5,13 +5,14 @@ This is the way of models that export with no other length, so it must hold for 
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import elidir
 from elidir.frontends.capture import capture
 from elidir.frontends.raising import raise_capture
 from elidir.ir import ElidirError
 from tests.frontends.families import Family, arguments, at_valid, eager
-from tests.zoo import NAMED, OTHERS, tokens
+from tests.zoo import NAMED, OTHERS, VOCAB, tokens
 
 CASES = [
     *(("llama", 1, 12), ("llama", 2, 1), ("mistral", 1, 26), ("mistral", 2, 26), ("gpt2", 2, 5)),
@@ -45,3 +46,23 @@ def test_generation_at_fixed_sizes(name: str) -> None:
         assert torch.equal(fast.generate(tokens(rows, 7), eos_token_id=[], **options), wanted)
     with pytest.raises(ElidirError, match="shorten"):
         fast.generate(tokens(1, 14), **options)
+
+
+class SeesAll(nn.Module):
+    """Adds the mean of all tokens to each: no token is without those behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCAB, 8)
+        self.head = nn.Linear(8, VOCAB)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits of token ids."""
+        x = self.words(input_ids)
+        return self.head(x + x.mean(1, keepdim=True))
+
+
+def test_a_token_that_sees_those_behind_it_is_not_generated_from_padding() -> None:
+    fast = elidir.compile(SeesAll(), example_inputs=(tokens(2, 12),), dynamic=False)
+    with pytest.raises(ElidirError, match="a token sees those behind it"):
+        fast.generate(tokens(2, 7), max_new_tokens=3)

@@ -18,6 +18,7 @@ from elidir.frontends.calibration.observe import (
     Network,
     Observed,
     calibrate,
+    check_data,
     observations_for,
     observe,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Provenance",
     "bundled_text",
     "calibrate",
+    "check_data",
     "fingerprint",
     "make_feeds",
     "network_hash",

@@ -21,7 +21,7 @@ from elidir.frontends.calibration.observations import (
 from elidir.frontends.calibration.recorders import RECORDERS, Recorder
 from elidir.frontends.program import vocabulary_of
 from elidir.ir import Module, nearest
-from elidir.passes import CLEAN_UP, Pipeline
+from elidir.passes import CLEAN_UP, Pipeline, framed
 
 if TYPE_CHECKING:
     from elidir.frontends.program import Program
@@ -113,13 +113,24 @@ def observations_for(pipeline: Pipeline, network: Network, data: Any = None) -> 
     return Observed(made.found, made.provenance)
 
 
+def check_data(pipeline: Any, data: Any) -> None:
+    """Raise `CalibrationError` if passes of a pipeline need data and none was given."""
+    needs = framed(pipeline).needed()
+    if needs and data is None:
+        raise _no_data(needs)
+
+
+def _no_data(needs: Sequence[str]) -> CalibrationError:
+    return CalibrationError(
+        f"the pipeline needs {', '.join(needs)}, which are recorded on data; give "
+        "calibration= token ids, or a list of dicts with the inputs of some usual calls"
+    )
+
+
 def _bundled(network: Network, needs: tuple[str, ...]) -> Feeds:
     names = [p.name for p in network.module["forward"].region.params]
     if network.tokenizer is None or names != ["ids", "valid", "pos"]:
-        raise CalibrationError(
-            f"the pipeline needs {', '.join(needs)}, which are recorded on data; give "
-            "calibration= token ids, or a list of dicts with the inputs of some usual calls"
-        )
+        raise _no_data(needs)
     feeds = network.feeds(bundled_data(network.tokenizer, network.positions))
     return replace(feeds, source="the bundled text")
 
