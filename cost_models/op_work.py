@@ -70,7 +70,9 @@ from elidir.ir import (
     Softmax,
     Sub,
     Take,
+    TokensAllot,
     TokensFind,
+    TokensIndex,
     TokensMatch,
     TokensMerge,
     TokensSelect,
@@ -144,7 +146,13 @@ def tokens_select(op: TokensSelect, s: Sizes) -> Work:
     return s.traffic(op) + s.vector(SORT_FLOPS * _count(op.scores), op.scores)
 
 
-@work(TokensFind, TokensValid, TokensWithin)
+@work(TokensAllot)
+def tokens_allot(op: TokensAllot, s: Sizes) -> Work:
+    """Two sorts: within each part, and over all of them."""
+    return s.traffic(op) + s.vector(2 * SORT_FLOPS * _count(op.scores), op.scores)
+
+
+@work(TokensFind, TokensIndex, TokensValid, TokensWithin)
 def tokens_of(op: Op, s: Sizes) -> Work:
     """A lookup for each token of the set."""
     return s.traffic(op)

@@ -364,6 +364,7 @@ MAKERS |= {
         ir.TokensTake(g.hidden(), g.rng.choice([g.pos, g.chosen(g.tokens)]))
     ),
     "tokens.select": lambda g: g.chosen(g.tokens),
+    "tokens.index": lambda g: g.add(ir.TokensIndex(g.chosen(g.tokens))),
     "tokens.valid": lambda g: g.add(ir.TokensValid(g.chosen(g.tokens))),
     "tokens.find": lambda g: g.add(ir.TokensFind(g.chosen(g.tokens), g.pos)),
     "tokens.match": lambda g: g.matched(),
@@ -381,6 +382,15 @@ def _attention(g: Grower) -> None:
     bias = g.rng.choice([None, g.add(ir.AlibiBias(g.pos, g.weight(HEADS)))])
     softcap = g.rng.choice([None, 30.0])
     g.add(ir.Attention(q, k, v, mask, bias, g.maybe(HEADS), g.rng.random(), softcap))
+
+
+@maker("tokens.allot")
+def _allot(g: Grower) -> None:
+    batch, tokens = g.ids.type.dims
+    scores = g.add(ir.Cast(g.pos, DType.F32))
+    parts = g.add(ir.Expand(g.add(ir.Reshape(scores, (batch, 1, tokens))), (batch, 3, tokens)))
+    shares = g.add(ir.Reduce(g.add(ir.Slice(parts, 1, 0, 2)), "sum", (2,)))
+    g.add(ir.TokensAllot(parts, shares, g.rng.choice([0.35, 1.0]), g.rng.choice([0.0, 0.5])))
 
 
 @maker("tokens.within")

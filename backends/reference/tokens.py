@@ -21,7 +21,9 @@ from elidir.ir import (
     MaskKeep,
     MaskState,
     ScoreAttention,
+    TokensAllot,
     TokensFind,
+    TokensIndex,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -81,6 +83,45 @@ def select(op: TokensSelect, weights: Weights) -> Kernel:
         return Tokens(index.clamp(min=0), index >= 0 if filled else None)
 
     return run
+
+
+@kernel(TokensAllot)
+def allot(op: TokensAllot, weights: Weights) -> Kernel:
+    """One choice over all parts: the token of rank r of a part comes at its due less r.
+
+    That is the method of greatest remainders, a full part standing aside.
+    """
+
+    def run(scores: Tensor, shares: Tensor | None = None) -> Tokens:
+        rows, parts, tokens = scores.shape
+        whole = math.floor(Fraction(str(op.keep)).limit_denominator(10_000) * parts * tokens)
+        order = scores.argsort(dim=2, descending=True, stable=True)
+        rank = order.argsort(dim=2).double()
+        if shares is None:
+            due = torch.full((rows, 1), whole, dtype=torch.float64)
+        else:
+            due = _due(shares.double(), whole, tokens, op.first)
+        urgency = due[:, :, None] - rank
+        urgency[:, 0] += torch.where(urgency[:, 0] > 0, math.inf, -2.0 * parts * tokens)
+        chosen = urgency.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :whole]
+        return Tokens(chosen.sort(dim=1).values)
+
+    return run
+
+
+def _due(shares: Tensor, whole: int, tokens: int, first: float) -> Tensor:
+    """Return how many tokens each part is due, f64[I, P]; a share of nothing is an equal one."""
+    part = min(math.floor(Fraction(str(first)).limit_denominator(10_000) * whole), tokens)
+    total = shares.sum(1, keepdim=True)
+    equal = torch.full_like(shares, 1 / shares.shape[1])
+    rest = torch.where(total > 0, shares / total, equal) * (whole - part)
+    return torch.cat((torch.full_like(total, part), rest), 1)
+
+
+@kernel(TokensIndex)
+def tokens_index(op: TokensIndex, weights: Weights) -> Kernel:
+    """Places among those that a set was chosen from."""
+    return lambda tokens: tokens.index.masked_fill(~tokens.is_valid(), -1)
 
 
 @kernel(TokensTake)

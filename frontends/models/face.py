@@ -64,8 +64,12 @@ class Face:
         return POSITIONS[self.positions](ids, valid, self.padding)
 
     def output(self, results: Sequence[Any]) -> Any:
-        """Return the model's own kind of output, made of the results of `@forward`."""
-        found = dict(self.fixed) | dict(zip(self.places, results, strict=True))
+        """Return the model's own kind of output, made of the results of `@forward`.
+
+        What a pass adds behind them is not the model's, and is left out.
+        """
+        own = results[: len(self.places)]
+        found = dict(self.fixed) | dict(zip(self.places, own, strict=True))
         flat = [found[place] for place in range(len(found))]
         spec = self.out_spec() if callable(self.out_spec) else self.out_spec
         return tuple(flat) if spec is None else pytree.tree_unflatten(flat, spec)

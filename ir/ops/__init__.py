@@ -70,7 +70,9 @@ from elidir.ir.ops.state import KvAppend, KvEvict, KvPositions, KvRead
 from elidir.ir.ops.structure import Layer, Opaque
 from elidir.ir.ops.tokens import (
     ScoreAttention,
+    TokensAllot,
     TokensFind,
+    TokensIndex,
     TokensMatch,
     TokensMerge,
     TokensSelect,
@@ -138,7 +140,9 @@ __all__ = [
     "Softmax",
     "Sub",
     "Take",
+    "TokensAllot",
     "TokensFind",
+    "TokensIndex",
     "TokensMatch",
     "TokensMerge",
     "TokensSelect",

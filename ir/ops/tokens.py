@@ -118,6 +118,56 @@ def kept(tokens: Dim, keep: float, at_least: int) -> Dim:
     return as_dim(sympy.Max(part, at_least))
 
 
+@op("tokens.allot")
+class TokensAllot(Op):
+    """The tokens of highest score of each part, as many as the part gets of one budget: HiRED.
+
+    Scores are f32[I, P, N], `shares` f32[I, P - 1]. Of budget = floor(keep * P * N) tokens the
+    first part gets min(floor(first * budget), N), and each other one in proportion to its share
+    what is left: those with the greatest remainders one more than the floor, none more than N, so
+    that the budget is spent whole. One part alone gets all of it and has no `shares`. Parts stand
+    in a row: tokens<I, budget, P * N>, in their order (arXiv 2408.10945).
+    """
+
+    scores: Value
+    shares: Value | None = None
+    keep: float = 1.0
+    first: float = 0.5
+
+    def infer(self) -> Type:
+        scores = self.scores.tensor
+        check_rank(scores, 3, "scores [I, P, N]")
+        rows, parts, tokens = scores.dims
+        shares = None if self.shares is None else self.shares.tensor
+        if (shares is None) != (parts == 1):
+            raise IRTypeError(f"{scores}: one part has no shares, several must have them")
+        if shares is not None and shares.dims != (rows, as_dim(parts - 1)):
+            raise IRTypeError(f"scores are {scores}, but shares are {shares}")
+        whole = as_dim(parts * tokens)
+        return TokenSet(rows, allotment(whole, self.keep), whole)
+
+    def verify(self) -> None:
+        if not 0 < self.keep <= 1 or not 0 <= self.first <= 1:
+            raise IRTypeError(f"cannot keep {self.keep} of the tokens, {self.first} in one part")
+
+
+def allotment(tokens: Dim, keep: float) -> Dim:
+    """Return floor(keep * tokens)."""
+    share = Fraction(str(keep)).limit_denominator(10_000)
+    return as_dim(sympy.sympify(tokens) * share.numerator // share.denominator)
+
+
+@op("tokens.index")
+class TokensIndex(Op):
+    """Where each token of a set stands in what it was chosen from, -1 for filling: i64[B, K]."""
+
+    tokens: Value
+
+    def infer(self) -> Type:
+        found = token_set(self.tokens)
+        return Tensor((found.batch, found.length), DType.I64)
+
+
 @op("tokens.take")
 class TokensTake(Op):
     """out[.., r, ..] = x[.., rows[b, r], ..] along `axis`: the chosen tokens of each batch row.

@@ -77,8 +77,10 @@ from elidir.ir import (
     Sub,
     Take,
     Tensor,
+    TokensAllot,
     TokenSet,
     TokensFind,
+    TokensIndex,
     TokensMatch,
     TokensMerge,
     TokensSelect,
@@ -961,6 +963,40 @@ def queries_of_a_mask(b: Bench) -> Any:
 def tokens_valid(b: Bench) -> Any:
     tokens, rows = token_set(b)
     return TokensValid(tokens), torch.tensor(rows) >= 0
+
+
+@case(TokensIndex)
+def tokens_index(b: Bench) -> Any:
+    tokens, rows = token_set(b)
+    return TokensIndex(tokens), torch.tensor(rows)
+
+
+def allotted(scores: list[list[float]], shares: list[float], whole: int, first: int) -> list[int]:
+    """Return which tokens of parts of one row are kept: one by one to whom most is due."""
+    size, total = len(scores[0]), sum(shares)
+    due = [first] + [(whole - first) * share / total for share in shares]
+    got = [first] + [0 for _ in shares]
+    while sum(got) < whole:
+        open_ = [p for p in range(1, len(due)) if got[p] < size] or [0]
+        got[max(open_, key=lambda p: due[p] - got[p])] += 1
+    best = [sorted(range(size), key=lambda i: -line[i]) for line in scores]
+    return sorted(p * size + i for p, n in enumerate(got) for i in best[p][:n])
+
+
+@case(TokensAllot, "few", "most", "all", "one-part")
+def tokens_allot(b: Bench, how: str) -> Any:
+    tenths, first = {"few": (3, 5), "most": (8, 2), "all": (10, 1), "one-part": (4, 5)}[how]
+    parts = 1 if how == "one-part" else 4
+    scores = b.x("B", parts, "T + 2", dtype=DType.F32)
+    whole = tenths * parts * b.size("T + 2") // 10
+    if parts == 1:
+        lines = [allotted(row, [], whole, whole) for row in b[scores].tolist()]
+        return TokensAllot(scores, None, tenths / 10, first / 10), lines
+    shares = b.data(torch.rand(b.size("B"), 3) + 0.01, "B", 3, dtype=DType.F32)
+    part = min(first * whole // 10, b.size("T + 2"))
+    given = zip(b[scores].tolist(), b[shares].tolist(), strict=True)
+    lines = [allotted(row, share, whole, part) for row, share in given]
+    return TokensAllot(scores, shares, tenths / 10, first / 10), lines
 
 
 @case(TokensFind)

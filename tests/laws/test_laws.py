@@ -27,7 +27,8 @@ ROWS = [(name, options) for name, rows in ACTING.items() for options in rows]
 IDS = ["-".join([name, *(o[k] for k in o.keys() & {"scorer"})]) for name, o in ROWS]
 acting = pytest.mark.parametrize(("name", "options"), ROWS, ids=IDS)
 CALIBRATED = {"extract-outliers"}
-ENCODERS = {"merge-tokens"}  # test_merge_tokens.py has their laws: they have no sessions
+# Their laws are in test_merge_tokens.py and test_drop_visual_tokens.py: they have no sessions.
+ENCODERS = {"merge-tokens", "drop-visual-tokens"}
 LOSSY = sorted(n for n, cls in passes().items() if cls.invariant is Invariant.QUALITY)
 PROMPT, SHORT = 12, 7
 
