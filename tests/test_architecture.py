@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,11 +46,16 @@ def where(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def functions(path: Path) -> Iterator[Function]:
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file, parsed once for all tests."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def functions(path: Path) -> tuple[Function, ...]:
     """Every function and method in a file, nested ones too."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, Function):
-            yield node
+    return tuple(node for node in ast.walk(tree(path)) if isinstance(node, Function))
 
 
 def body_lines(function: Function) -> int:
@@ -78,13 +83,12 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
     return deepest
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module name that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+    nodes = list(ast.walk(tree(path)))
+    whole = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+    return (*whole, *(n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)))
 
 
 def package_of(folder: Path) -> str:
@@ -137,7 +141,7 @@ def test_nobody_imports_deeper_than_a_package(name: str) -> None:
 @pytest.mark.parametrize("path", SHIPPED + OTHER, ids=where)
 def test_file_opens_with_a_docstring(path: Path) -> None:
     """Of 3 to 10 lines where it ships; a test or a script may say it in one."""
-    lines = len((ast.get_docstring(ast.parse(path.read_text())) or "").splitlines())
+    lines = len((ast.get_docstring(tree(path)) or "").splitlines())
     least = 3 if path in SHIPPED else 1
     assert least <= lines <= MAX_DOCSTRING_LINES, "say what lives here, and what may not"
 
@@ -184,7 +188,7 @@ def test_a_file_that_registers_a_pass_is_short() -> None:
 
 def registers(path: Path) -> bool:
     """Whether a file has a class under the `register` decorator."""
-    classes = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef))
+    classes = (n for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef))
     return any(ast.unparse(d) == "register" for c in classes for d in c.decorator_list)
 
 

@@ -143,7 +143,10 @@ def _gguf_limit(path: Path) -> Limit:
 
 
 def _folder_limit(path: Path) -> Limit:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{path / 'config.json'} is no JSON ({error}); fetch it again") from error
     known = (config.get(n) for n in ("max_position_embeddings", "n_positions", "n_ctx"))
     limit = next((n for n in known if isinstance(n, int) and n > 0), None)
     return limit, lambda: _folder_tokenizer(path)
@@ -224,13 +227,14 @@ def _load_folder(path: Path) -> Parts:
     try:
         with gguf.without_progress():
             model = _model_class(path).from_pretrained(path, local_files_only=True, dtype="auto")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+            tokenizer = _folder_tokenizer(path)
+    except Exception as error:  # each reader of a file has errors of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoadError(
             f"transformers cannot load the model in {path}: {first}; "
             "check that the folder is whole and its model known to the installed transformers"
         ) from error
-    return model.eval(), _folder_tokenizer(path), {}
+    return model.eval(), tokenizer, {}
 
 
 def _model_class(path: Path) -> Any:

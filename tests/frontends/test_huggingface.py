@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from elidir.frontends.gguf import LoadError, Storage, dequantize, read_gguf
-from elidir.frontends.huggingface import load
+from elidir.frontends.huggingface import check_length, load
 from tests.zoo import NAMED
 
 WIDTH, HIDDEN, HEADS, GROUPS, LAYERS, WORDS = 64, 96, 4, 2, 2, 96
@@ -180,6 +180,22 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LoadError, match="holds no weights"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_folder_with_a_broken_file(name: str, tmp_path: Path) -> None:
+    NAMED["llama"].factory().save_pretrained(tmp_path)
+    (tmp_path / name).write_text("{broken")
+    with pytest.raises(LoadError, match="check that the folder is whole") as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_prompt_for_a_folder_with_a_broken_config(tmp_path: Path) -> None:
+    NAMED["llama"].factory().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(LoadError, match="is no JSON"):
+        check_length(str(tmp_path), "long " * 100)
 
 
 def test_files_that_are_no_gguf(tmp_path: Path, llama: Path) -> None:
