@@ -65,7 +65,7 @@ test: lint types  ## everything: lint, types, contracts, and pytest on the insta
 	$(TEST) -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 fast: setup  ## the tests that need neither torch nor a model, in under 20 seconds
-	$(BIN)/python -P -m pytest -q -m 'not slow' $(FAST) $(PYTEST_ARGS)
+	$(BIN)/python -P -m pytest -q -m 'not slow' --numprocesses $(JOBS) $(FAST) $(PYTEST_ARGS)
 
 # A peer that does not build here is left out: the benchmark says which, and why.
 PEERS = $(shell $(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])")
