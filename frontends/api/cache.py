@@ -99,6 +99,7 @@ def _build(
     program = build(
         loaded.model,
         options,
+        loaded.example,
         storages=loaded.storages,
         calibration=calibration,
         tokenizer=tokenizer,

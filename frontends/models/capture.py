@@ -156,7 +156,8 @@ def _feed(model: nn.Module, example: Any, *, dynamic: bool, static: tuple[int, i
     if not is_hugging_face(model):
         raise CaptureError(
             f"{type(model).__name__} is not a model of transformers, so its inputs are unknown; "
-            "give example_inputs=, a tuple or a dict of the tensors of one usual call"
+            "give example_inputs=, a tuple or a dict of the tensors of one usual call (a factory "
+            "returns them behind the module and its tokenizer, or None)"
         )
     if not dynamic and static is None:
         raise CaptureError("a capture that is not dynamic needs its sizes; give static=(1, 128)")

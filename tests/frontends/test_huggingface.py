@@ -140,6 +140,9 @@ def make():
 def pair():
     return nn.Linear(2, 2), "tokenizer"
 
+def whole():
+    return nn.Linear(2, 2), None, ("x",)
+
 def wrong():
     return 3
 """
@@ -157,6 +160,7 @@ def test_factories(factories: str) -> None:
     assert isinstance(load(f"{factories}:make").model, nn.Linear)
     assert not load(f"{factories}:make").model.training
     assert load(f"{factories}:pair").tokenizer == "tokenizer"
+    assert load(f"{factories}:whole").example == ("x",)
     with pytest.raises(LoadError, match="did you mean 'make'"):
         load(f"{factories}:mkae")
     with pytest.raises(LoadError, match="returned int"):

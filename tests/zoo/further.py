@@ -54,6 +54,12 @@ def llama_like() -> list[Entry]:
         decoder("internlm3", head_dim=8),
         decoder("vaultgemma", sliding_window=5, head_dim=8),
         decoder("gemma4_text", head_dim=8, sliding_window=5, **PER_LAYER),
+        decoder("gemma3n_text", **PER_LAYER, **GEMMA3N),
+        decoder("minicpm3", **{k: v for k, v in LATENT.items() if k in ATTENTION_OF_LATENTS}),
+        decoder("modernbert-decoder", local_attention=6),
+        decoder("hrm_text", head_dim=8),
+        decoder("doge", num_experts=4, sliding_window=5),
+        decoder("granite_swa", sliding_window=5),
     ]
 
 
@@ -63,6 +69,19 @@ PER_LAYER = {
     "num_kv_shared_layers": 0,
 }
 
+
+GEMMA3N = {
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "laurel_rank": 4,
+    "altup_num_inputs": 2,
+}
+ATTENTION_OF_LATENTS = (
+    *("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"),
+    "num_key_value_heads",
+)
 
 GPT_NEO = {
     "vocab_size": VOCAB,
@@ -109,6 +128,8 @@ def gpt_like() -> list[Entry]:
         exact("openai-gpt", GPT2_LIKE | {"afn": "gelu"}, example=masked_inputs),
         *(as_decoder(name) for name in ("bert", "roformer", "megatron-bert", "big_bird")),
         exact("roberta", BERT_LIKE | ROBERTA, name="roberta_decoder"),
+        exact("bert-generation", BERT_LIKE | {"is_decoder": True}, example=masked_inputs),
+        exact("gpt_neox_japanese", without("num_key_value_heads"), example=masked_inputs),
     ]
 
 
@@ -141,6 +162,7 @@ LATENT = {
 def experts() -> list[Entry]:
     """Decoders whose feed-forward is a choice of experts."""
     sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    groups = {"n_group": 1, "topk_group": 1, "head_dim": 8}
     return [
         decoder("qwen2_moe", shared_expert_intermediate_size=32, **sizes),
         decoder("qwen3_moe", head_dim=8, **sizes),
@@ -155,6 +177,9 @@ def experts() -> list[Entry]:
         decoder("hunyuan_v1_moe", head_dim=8, num_experts=4, moe_topk=2),
         decoder("flex_olmo", **sizes),
         decoder("minimax_m2", head_dim=8, rotary_dim=8, **EXPERTS),
+        decoder("glm4_moe", n_routed_experts=4, n_shared_experts=1, **groups, **sizes),
+        decoder("exaone_moe", num_shared_experts=1, sliding_window=5, **groups, **sizes),
+        decoder("afmoe", num_shared_experts=1, sliding_window=5, **groups, **sizes),
         decoder("jetmoe", kv_channels=8, **EXPERTS),
         decoder("llama4_text", head_dim=8, intermediate_size_mlp=64, **EXPERTS),
         exact(
@@ -202,7 +227,41 @@ def recurrences() -> list[Entry]:
             layer_types=["linear_attention", "full_attention"],
         ),
         decoder("jamba", num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8),
+        decoder("bamba", attn_layer_indices=[1], **MAMBA2),
+        decoder(
+            "granitemoehybrid",
+            layer_types=["mamba", "attention"],
+            shared_intermediate_size=32,
+            **EXPERTS,
+            **MAMBA2,
+        ),
+        decoder("falcon_h1", mamba_d_ssm=64, **MAMBA2),
+        decoder(
+            "nemotron_h",
+            layers_block_type=["mamba", "attention"],
+            mamba_num_heads=8,
+            mamba_head_dim=8,
+            ssm_state_size=8,
+            n_groups=1,
+            head_dim=8,
+        ),
+        decoder(
+            "minimax",
+            head_dim=8,
+            block_size=4,
+            layer_types=["linear_attention", "full_attention"],
+            **EXPERTS,
+        ),
     ]
+
+
+MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+}
 
 
 DISTILBERT = {
@@ -237,6 +296,10 @@ def encoders() -> list[Entry]:
         ),
         exact("mpnet", BERT_LIKE, **reads),
         exact("modernbert", BERT_LIKE | {"local_attention": 6}, **reads),
+        exact("fnet", BERT_LIKE, auto="AutoModel", example=plain_inputs, causal=False),
+        exact("esm", BERT_LIKE | {"mask_token_id": 3}, **reads),
+        exact("convbert", BERT_LIKE | {"embedding_size": 32, "conv_kernel_size": 3}, **reads),
+        exact("yoso", BERT_LIKE, **reads),
         exact("deit", images, **sees),
         exact("dinov2", images, **sees),
         exact("beit", images, **sees),
@@ -277,6 +340,7 @@ T5 = {
     "pad_token_id": 0,
     "decoder_start_token_id": 0,
 }
+LANGUAGES = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "langs": ["en", "de"]}
 
 
 def pairs() -> list[Entry]:
@@ -293,6 +357,10 @@ def pairs() -> list[Entry]:
         exact("blenderbot", BART, **both),
         exact("plbart", BART, **both),
         exact("umt5", T5, **both),
+        exact("mvp", BART, **both),
+        exact("bigbird_pegasus", BART | {"attention_type": "original_full"}, **both),
+        exact("switch_transformers", T5 | {"num_experts": 4}, **both),
+        exact("fsmt", BART | LANGUAGES, **both),
         exact(
             "whisper",
             BART | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64},
