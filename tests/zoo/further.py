@@ -227,6 +227,12 @@ def recurrences() -> list[Entry]:
             layer_types=["linear_attention", "full_attention"],
         ),
         decoder("jamba", num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8),
+    ]
+
+
+def hybrids() -> list[Entry]:
+    """Decoders with attention in some layers, and in others a state that is read in chunks."""
+    return [
         decoder("bamba", attn_layer_indices=[1], **MAMBA2),
         decoder(
             "granitemoehybrid",
@@ -373,7 +379,7 @@ def pairs() -> list[Entry]:
 
 def further() -> list[Entry]:
     """Families of transformers beyond the promised ones."""
-    decoders = [*llama_like(), *gpt_like(), *experts(), *recurrences()]
+    decoders = [*llama_like(), *gpt_like(), *experts(), *recurrences(), *hybrids()]
     return [*decoders, *encoders(), *pairs()]
 
 
