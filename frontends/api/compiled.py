@@ -27,7 +27,7 @@ from elidir.frontends import (
     runs_in,
 )
 from elidir.ir import ElidirError, Entry, fold_module, nearest, product
-from elidir.whole import decoder_forward, pair_forward
+from elidir.whole import call, decoder_forward, pair_forward
 
 _REQUEST = ("batch", "prompt", "new", "context", "dtype")
 
@@ -94,7 +94,7 @@ class Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: its own arguments, and its own kind of output."""
         program = self._program or self._build(Arguments(args, kwargs))
-        return program.face.output(program.forward(*forward_inputs(program, args, kwargs)))
+        return program.face.output(call(program, forward_inputs(program, args, kwargs)))
 
     def generate(
         self, input_ids: Any = None, attention_mask: Any = None, **options: Any

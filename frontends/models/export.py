@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from elidir.frontends import signature as sig
-from elidir.frontends.signature import CaptureError, Feed
+from elidir.frontends.signature import CaptureError, Feed, SizesError
 from elidir.frontends.untouched import is_hugging_face
 
 
@@ -52,7 +52,7 @@ def export(
         return (*_export_bounded(module, feed), [])
     except _RefusedError as refused:
         if not falls_back or not feed.names:
-            raise CaptureError(refused.sentence(module, feed)) from refused.cause
+            raise refused.error(module, feed) from refused.cause
         fixed = feed.names - {sig.BATCH} or feed.names
         remark = f"{' and '.join(sorted(fixed))} fixed: {refused.reason}"
     program, used, more = export(module, sig.freeze(feed, fixed), falls_back=falls_back)
@@ -129,21 +129,21 @@ class _RefusedError(Exception):
         first = _in_our_words(useful[0]) if useful else type(self.cause).__name__
         return f"{first[:200]}{f' ({self.place})' if self.place else ''}"
 
-    def sentence(self, module: nn.Module, feed: Feed) -> str:
+    def error(self, module: nn.Module, feed: Feed) -> CaptureError:
         """The whole refusal, with the remedy."""
         function = getattr(module, "function", None) if isinstance(module, FunctionModule) else None
         what = getattr(function, "__name__", type(module).__name__)
         if (own := _own_failure(module, feed)) is not None:
-            return (
+            return CaptureError(
                 f"{what} does not run on what it is captured with: {own}; give example_inputs= of "
                 "a call that works"
             )
         if is_hugging_face(module) and sig.LENGTH in feed.names and self.is_about_sizes:
-            return (
+            return SizesError(
                 f"{what} cannot be exported for any length: {self.reason}; "
                 "state the batch and length with static=(1, 128), or give example_inputs="
             )
-        return (
+        return CaptureError(
             f"{what} cannot be exported: {self.reason}; mend the model's code there, "
             "or compile the part of the model around it"
         )

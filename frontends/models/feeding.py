@@ -57,6 +57,15 @@ def hugging_face_feed(model: Any, static: tuple[int, int] | None) -> Feed:
     return stateless(model, feed)
 
 
+USUAL = 64
+"""Tokens that a program of fixed sizes takes if nothing is said: a text of one or two sentences."""
+
+
+def usual_sizes(model: Any) -> tuple[int, int]:
+    """Batch and length of a model of transformers that is captured at no other than fixed sizes."""
+    return 1, min(USUAL, _limits(model)[LENGTH][1])
+
+
 def check_static(static: Any) -> None:
     """Refuse what is no batch and length."""
     pair = static if isinstance(static, tuple | list) else ()

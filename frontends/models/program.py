@@ -16,11 +16,13 @@ import torch
 from elidir.backends import Executable, WeightStore, lower
 from elidir.backends.runtime import Prefill
 from elidir.frontends.face import Face, face_of
+from elidir.frontends.signature import SizesError
 from elidir.ir import DType, Embed, Module
 from elidir.passes import History, PipelineResult, Verify, framed
 
 if TYPE_CHECKING:
     from elidir.frontends.calibration import Provenance
+    from elidir.frontends.capture import Capture
 
 UNBOUNDED = 1 << 20
 
@@ -153,14 +155,13 @@ def build(
         tokenizer: for texts.
     """
     from elidir.frontends.calibration import Network, observations_for
-    from elidir.frontends.capture import capture
     from elidir.frontends.raising import raise_capture
     from elidir.frontends.sources import weight_sources
 
     pipeline = framed(options.pipeline)
     seconds: dict[str, float] = {}
     with _clock(seconds, "capture"):
-        captured = capture(model, example_inputs, dynamic=options.dynamic, static=options.static)
+        captured = _captured(model, options, example_inputs)
     with _clock(seconds, "raise"):
         raised = raise_capture(captured, _name(model))
     with _clock(seconds, "hash weights"):
@@ -180,6 +181,21 @@ def build(
     remarks = (*captured.remarks, *observed.remarks, *_not_applied(model))
     made = (face, options, result, rows, remarks, seconds, observed.provenance)
     return Program(module, result.module, store, *made)
+
+
+def _captured(model: Any, options: Options, example_inputs: Any) -> "Capture":
+    """Capture a model; one that exports with no length but stated ones gets a usual length."""
+    from elidir.frontends.capture import capture
+    from elidir.frontends.feeding import usual_sizes
+
+    try:
+        return capture(model, example_inputs, dynamic=options.dynamic, static=options.static)
+    except SizesError as error:
+        refused = error.message
+    sizes = usual_sizes(model)
+    made = capture(model, static=sizes)
+    remark = f"captured for {sizes[0]} x {sizes[1]} tokens, padded if there are less: {refused}"
+    return replace(made, remarks=(remark, *made.remarks))
 
 
 @contextmanager

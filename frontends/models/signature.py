@@ -21,6 +21,10 @@ class CaptureError(ElidirError):
     """A model cannot be captured as it was asked."""
 
 
+class SizesError(CaptureError):
+    """A model of transformers is captured at stated sizes alone."""
+
+
 class Role(Enum):
     """What an input means to the model."""
 

@@ -48,6 +48,21 @@ def test_generation_at_fixed_sizes(name: str) -> None:
         fast.generate(tokens(1, 14), **options)
 
 
+@pytest.mark.parametrize("name", ["mamba", "bamba"])
+def test_a_model_of_no_other_length_is_captured_at_a_usual_one(name: str) -> None:
+    entry = OTHERS[name]
+    model = entry.factory()
+    model.generation_config.eos_token_id = None
+    fast = elidir.compile(model)
+    assert "captured for 1 x 64 tokens" in fast.explain()
+    inputs = entry.example(2, 9)
+    found, wanted = fast(**inputs).logits, eager(model, inputs)[0]
+    torch.testing.assert_close(at_valid(found, inputs), at_valid(wanted, inputs), rtol=0, atol=1e-5)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    wanted = model.generate(tokens(2, 7), **options)
+    assert torch.equal(fast.generate(tokens(2, 7), eos_token_id=[], **options), wanted)
+
+
 class SeesAll(nn.Module):
     """Adds the mean of all tokens to each: no token is without those behind it."""
 

@@ -53,6 +53,12 @@ def llama_like() -> list[Entry]:
         decoder("jais2"),
         decoder("internlm3", head_dim=8),
         decoder("vaultgemma", sliding_window=5, head_dim=8),
+    ]
+
+
+def unlike_llama() -> list[Entry]:
+    """Decoders with Llama's names of sizes and a layer of their own making."""
+    return [
         decoder("gemma4_text", head_dim=8, sliding_window=5, **PER_LAYER),
         decoder("gemma3n_text", **PER_LAYER, **GEMMA3N),
         decoder("minicpm3", **{k: v for k, v in LATENT.items() if k in ATTENTION_OF_LATENTS}),
@@ -379,8 +385,8 @@ def pairs() -> list[Entry]:
 
 def further() -> list[Entry]:
     """Families of transformers beyond the promised ones."""
-    decoders = [*llama_like(), *gpt_like(), *experts(), *recurrences(), *hybrids()]
-    return [*decoders, *encoders(), *pairs()]
+    decoders = [*llama_like(), *unlike_llama(), *gpt_like(), *experts()]
+    return [*decoders, *recurrences(), *hybrids(), *encoders(), *pairs()]
 
 
 OTHERS: dict[str, Entry] = {entry.name: entry for entry in further()}
