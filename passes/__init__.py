@@ -14,6 +14,7 @@ from elidir.passes.base import (
     Remark,
 )
 from elidir.passes.bisect import Culprit, bisect
+from elidir.passes.embedding import embedding_of, over_embeddings
 from elidir.passes.errors import BisectError, PassError, PipelineError
 from elidir.passes.instruments import (
     CostDelta,
@@ -79,10 +80,12 @@ __all__ = [
     "Time",
     "Verify",
     "bisect",
+    "embedding_of",
     "find_pass",
     "framed",
     "load_preset",
     "options_of",
+    "over_embeddings",
     "passes",
     "preset_names",
     "read_reproducer",

@@ -171,7 +171,8 @@ class Pass:
 
     `requires` holds the stages at which it runs (none means any) and the analyses that it reads,
     `needs` the names of observations, `preserves` the analyses that stay true after it, `produces`
-    the stage that it leads to. A pass that changes outputs has options at which it is `neutral`,
+    the stage that it leads to; `pictures` says that it is for the part of a model that reads
+    pictures alone. A pass that changes outputs has options at which it is `neutral`,
     and an `identity`: those at which it changes the program, but no output.
     """
 
@@ -183,6 +184,7 @@ class Pass:
     neutral: ClassVar[Mapping[str, Any] | None] = None
     identity: ClassVar[Mapping[str, Any] | None] = None
     produces: ClassVar[Stage | None] = None
+    pictures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check each option against its annotation; raises `PipelineError`."""

@@ -9,6 +9,7 @@ from elidir.backends.runtime.cacheless import CachelessSession
 from elidir.backends.runtime.checks import Prompt
 from elidir.backends.runtime.decoder import Call, Decoder, Rows, Stats
 from elidir.backends.runtime.errors import CacheError, InputError
+from elidir.backends.runtime.features import Reader, at_positions
 from elidir.backends.runtime.generate import (
     LanguageModel,
     Opening,
@@ -44,11 +45,13 @@ __all__ = [
     "Opening",
     "Prefill",
     "Prompt",
+    "Reader",
     "Rows",
     "Session",
     "Snapshot",
     "Stats",
     "Streamer",
+    "at_positions",
     "decoder_only",
     "draw",
     "encoder_decoder",

@@ -29,8 +29,12 @@ def draw(scores: Tensor, generator: Generator | None = None) -> Tensor:
 def penalize_repetition(scores: Tensor, history: Tensor, penalty: float) -> Tensor:
     """Make tokens of `history` [B, T] less likely: positive scores / penalty, negative * penalty.
 
-    CTRL (arXiv 1909.05858).
+    CTRL (arXiv 1909.05858). What is no word, a feature of a picture, is left out.
     """
+    words = history < scores.shape[1]
+    if not bool(words.all()):
+        some = history.gather(1, words.long().argmax(1, keepdim=True))
+        history = torch.where(words, history, some)
     seen = scores.gather(1, history)
     return scores.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
 

@@ -14,7 +14,7 @@ from elidir.backends import backend_names, ir_dtype
 from elidir.compiled import Compiled
 from elidir.cost_models import load_target
 from elidir.evaluate import Demand
-from elidir.frontends import Options, check_static
+from elidir.frontends import Options, Pictured, check_static
 from elidir.frontends.calibration import check_data
 from elidir.ir import DType, ElidirError, Stage, nearest
 from elidir.passes import framed
@@ -90,6 +90,10 @@ def _compiled(model: Any, chosen: Options, example_inputs: Any, calibration: Any
         return _class_maker(model, chosen, example_inputs, calibration)
     if not callable(model):
         raise ElidirError(f"cannot compile {model!r:.40}; give a module or a function")
+    if example_inputs is None and (parts := Pictured.of(model)) is not None:
+        from elidir.pictures import CompiledPictures
+
+        return CompiledPictures(parts, chosen, calibration=calibration)
     return Compiled(model, chosen, example_inputs, calibration=calibration)
 
 

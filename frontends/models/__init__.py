@@ -57,12 +57,14 @@ if TYPE_CHECKING:
     from elidir.frontends.huggingface import Loaded, check_length, load, source_files
     from elidir.frontends.measuring import measure_program, runs_in
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
+    from elidir.frontends.pictured import NEWLINE, Pictured, Shape
     from elidir.frontends.program import Options, Program, build
     from elidir.frontends.raising import Raised, raise_capture
     from elidir.frontends.sealing import ArtifactError
     from elidir.frontends.tokenizer import Tokenizer
 
 __all__ = [
+    "NEWLINE",
     "Arguments",
     "Artifact",
     "ArtifactError",
@@ -92,10 +94,12 @@ __all__ = [
     "Options",
     "Oracle",
     "Passkey",
+    "Pictured",
     "Program",
     "Quality",
     "QualityError",
     "Raised",
+    "Shape",
     "Squad",
     "Storage",
     "Task",
@@ -151,6 +155,7 @@ _MODULES = {
     "measuring": "measure_program runs_in",
     "numerics": "Difference Feed Numerics Oracle random_weights",
     "face": "Face",
+    "pictured": "NEWLINE Pictured Shape",
     "program": "Options Program build",
     "raising": "Raised raise_capture",
     "sealing": "ArtifactError",

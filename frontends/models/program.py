@@ -17,8 +17,15 @@ from elidir.backends import Executable, WeightStore, lower
 from elidir.backends.runtime import Prefill
 from elidir.frontends.face import Face, face_of
 from elidir.frontends.signature import SizesError
-from elidir.ir import DType, Embed, Module
-from elidir.passes import History, PipelineResult, Verify, framed
+from elidir.ir import DType, Embed, Function, Module
+from elidir.passes import (
+    History,
+    PipelineResult,
+    Verify,
+    embedding_of,
+    framed,
+    over_embeddings,
+)
 
 if TYPE_CHECKING:
     from elidir.frontends.calibration import Provenance
@@ -65,6 +72,7 @@ class Program:
     remarks: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     calibration: "Provenance | None" = None
+    _reading: dict[str, Executable] = field(default_factory=dict, repr=False)
 
     @cached_property
     def forward(self) -> Executable:
@@ -83,9 +91,21 @@ class Program:
             return None
         return Prefill.over(self._lower("prefill"), self.module.symbols)
 
-    def _lower(self, name: str) -> Executable:
+    @cached_property
+    def embedding(self) -> Executable:
+        """The embeddings of token ids, lowered when they are first made."""
+        return self._lower("embed", embedding_of(self.module["forward"]))
+
+    def reading(self, name: str) -> Executable:
+        """Return a function over embeddings in the place of token ids, lowered at first use."""
+        if name not in self._reading:
+            function = over_embeddings(self.module[name])
+            self._reading[name] = self._lower(f"{name} over embeddings", function)
+        return self._reading[name]
+
+    def _lower(self, name: str, function: Function | None = None) -> Executable:
         started = time.perf_counter()
-        function = self.module[name]
+        function = function or self.module[name]
         options = self.options
         with _one_thread():
             made = lower(function, self.module, self.store, options.backends, options.dtype)

@@ -51,6 +51,9 @@ class DropVisualTokens(Pass):
     its own class token of layer `late` decides, by default the last before the projector. A tower
     without one is asked how much attention each token receives. What is left keeps its order.
 
+    With `positions="original"` what is left keeps the positions that it had among all; by default
+    the language model counts anew, as the paper has it. That is for whoever puts it into a prompt.
+
     Pixels may be [images, C, H, W], of one partition each, or of `partitions` one behind the other.
 
     Before: `%f = linear %patches, @projector : f32[5*B, 576, 64]`. After: with
@@ -65,6 +68,7 @@ class DropVisualTokens(Pass):
     invariant = Invariant.QUALITY
     neutral: ClassVar = {"rate": 1.0}
     identity: ClassVar = {"rate": 1.0, "force": True}
+    pictures = True
 
     rate: Rate = 0.2
     alpha: Ratio = 0.5
@@ -73,6 +77,7 @@ class DropVisualTokens(Pass):
     late: Index | None = None
     grid: tuple[Count, Count] | None = None
     partitions: Count | None = None
+    positions: Literal["compact", "original"] = "compact"
     force: bool = False
 
     def run(self, module: Module, cx: Context) -> PassResult:
