@@ -120,13 +120,19 @@ class PlacedState(KVState, Protocol):
     def append(
         self, k: torch.Tensor, v: torch.Tensor, tokens: Tokens | None = None
     ) -> "PlacedState":
-        """Return the state with more keys and values: those of the step's tokens, or of some."""
+        """Return the state with more keys and values: the step's tokens', or a set's."""
 
     def positions(self) -> torch.Tensor:
         """Return the positions of what is cached, i64[B, S]."""
 
     def valid(self) -> torch.Tensor | None:
         """Return which cached slots hold a token, bool[B, S]; None where all do."""
+
+    def ordinals(self) -> torch.Tensor:
+        """Return the number in the session of what the first key head holds, i64[B, S]."""
+
+    def missing(self) -> torch.Tensor:
+        """Return which tokens of the session from before the step it does not hold, bool[B, S]."""
 
     def head_positions(self) -> torch.Tensor:
         """Return the positions of what each key head holds, i64[B, G, S]."""

@@ -37,6 +37,14 @@ class Tokens:
             return Tokens(index, self.valid)
         return Tokens(index, self.is_valid() & outer.valid.gather(1, self.index))
 
+    def followed(self, index: Tensor, valid: Tensor | None) -> "Tokens":
+        """Return a set of these and then of others i64[B, R] of the same whole."""
+        both = torch.cat([self.index.expand(len(index), -1), index], 1)
+        if self.valid is None and valid is None:
+            return Tokens(both)
+        known = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+        return Tokens(both, torch.cat([self.is_valid().expand(len(index), -1), known], 1))
+
     def find(self, rows: Tensor) -> Tensor:
         """Return where tokens i64[B, R] of the whole stand in this set, which must hold them."""
         same = self.index[:, None, :] == rows[:, :, None]

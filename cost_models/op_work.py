@@ -75,6 +75,8 @@ from elidir.ir import (
     TokensIndex,
     TokensMatch,
     TokensMerge,
+    TokensNew,
+    TokensRevive,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -152,10 +154,17 @@ def tokens_allot(op: TokensAllot, s: Sizes) -> Work:
     return s.traffic(op) + s.vector(2 * SORT_FLOPS * _count(op.scores), op.scores)
 
 
-@work(TokensFind, TokensIndex, TokensValid, TokensWithin)
+@work(TokensFind, TokensIndex, TokensNew, TokensValid, TokensWithin)
 def tokens_of(op: Op, s: Sizes) -> Work:
     """A lookup for each token of the set."""
     return s.traffic(op)
+
+
+@work(TokensRevive)
+def tokens_revive(op: TokensRevive, s: Sizes) -> Work:
+    """A look at each token of the session, and the search for the best of them."""
+    moved = s.reads(op.scores, op.fresh) + s.writes(*op.results)
+    return moved + s.vector(SORT_FLOPS * _count(op.scores), op.scores) + Work(launches=1)
 
 
 @work(TokensMatch)

@@ -126,15 +126,21 @@ def _step(
 def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     """Return how much each placed state holds after `cached` tokens.
 
-    Of the prompt it is what reading it leaves, and what a step over all tokens since does to that.
+    Of the prompt it is what reading it leaves, and then what each decoded token does to that.
     """
     prompt = min(cached, request.cached)
-    reader = _reader(module, prompt)
+    reader, step = _reader(module, prompt), module["step"]
     none = {name: 0 for name, _ in _placed(reader)}
-    read = none | {_tokens(reader): prompt}
-    held = {name: evaluate(length, read) for name, length in _placed(reader)}
-    since = held | {_tokens(module["step"]): cached - prompt}
-    return {name: evaluate(length, since) for name, length in _placed(module["step"])}
+    held = _after(reader, none, past=0, new=prompt)
+    for past in range(prompt, cached):
+        held = _after(step, held, past=past, new=1)
+    return held
+
+
+def _after(function: Function, held: dict[str, int], *, past: int, new: int) -> dict[str, int]:
+    """Return how much the placed states hold after a step over so many tokens."""
+    sizes = held | {"S": past, _tokens(function): new}
+    return {name: evaluate(length, sizes) for name, length in _placed(function)}
 
 
 def _placed(function: Function) -> list[tuple[str, Dim]]:

@@ -58,6 +58,7 @@ from elidir.ir.symbols import (
     parse_dim,
     product,
     symbol,
+    varying,
 )
 from elidir.ir.types import KV, DType, Mask, Tensor, TokenSet, Type, broadcast, promote
 from elidir.ir.verifier import verify
@@ -129,6 +130,7 @@ __all__ = [
     "split_bodies",
     "structure",
     "symbol",
+    "varying",
     "verify",
     *_dialect,
 ]

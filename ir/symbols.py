@@ -61,6 +61,18 @@ def free_symbols(dim: Dim) -> set[str]:
     return set() if isinstance(dim, int) else {s.name for s in dim.free_symbols}
 
 
+def varying(dim: Dim) -> set[sympy.Expr]:
+    """Return what a dimension grows with: its symbols, but of a minimum with a number that itself.
+
+    So N + min(2, S) varies with N, and with min(2, S), which takes few values.
+    """
+    if isinstance(dim, int):
+        return set()
+    bounded = {m for m in dim.atoms(sympy.Min) if any(a.is_Integer for a in m.args)}
+    rest = dim.xreplace({m: sympy.Integer(0) for m in bounded})
+    return set(rest.free_symbols) | bounded
+
+
 def evaluate(dim: Dim, bindings: dict[str, int]) -> int:
     """Return the value of a dimension under `bindings` (symbol name to size).
 

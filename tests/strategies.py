@@ -131,6 +131,8 @@ class ModuleMaker:
         if self.rng.random() < 0.5:
             grower.add(ir.KvPositions(own))
             mask = grower.add(ir.MaskState(mask, own))
+        if self.rng.random() < 0.5:
+            revive(grower, caches[0], own, given_mask)
         body, states = cached_body(self.rng), []
         for i, cache in enumerate(caches):
             scope = f"layers.{self.rng.randint(0, 1)}.step{i}"
@@ -172,6 +174,16 @@ class ModuleMaker:
             "made.scaled": ir.Entry(tensor, expr=ir.Derived("mul", (name, 0.5))),
             "made.alias": ir.Entry(tensor, expr=ir.Derived("alias", ("made.scaled",))),
         }
+
+
+def revive(grower: "Grower", parked: Value, own: Value, mask: Value) -> None:
+    """Cached tokens come back into a state that does not hold all of them."""
+    scores = grower.add(ir.Full((B, S), 0.0, DType.F32))
+    fresh = grower.add(ir.TokensNew(grower.pos, S))
+    count = grower.rng.choice([1, sympy.Min(2, S)])
+    op = ir.TokensRevive(scores, parked, own, fresh, count)
+    grower.add(op)
+    grower.add(ir.MaskState(mask, own, op.results[1]))
 
 
 def evict(rng: Random, own: Value) -> ir.KvEvict:
@@ -368,6 +380,7 @@ MAKERS |= {
     "tokens.valid": lambda g: g.add(ir.TokensValid(g.chosen(g.tokens))),
     "tokens.find": lambda g: g.add(ir.TokensFind(g.chosen(g.tokens), g.pos)),
     "tokens.match": lambda g: g.matched(),
+    "tokens.new": lambda g: g.add(ir.TokensNew(g.pos, g.rng.choice([0, 3]))),
     "mask.keep": lambda g: g.add(
         ir.MaskKeep(g.add(ir.MaskCausal(g.pos, g.pos)), g.chosen(g.tokens))
     ),

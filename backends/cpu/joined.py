@@ -24,7 +24,7 @@ from elidir.backends.cpu.native.records import RUN_OF_KEYS
 from elidir.backends.cpu.segments import PRODUCTS
 from elidir.backends.protocol import KVState, Run
 from elidir.backends.weights import Weights
-from elidir.ir import KV, Mask, Value, as_dim
+from elidir.ir import KV, Mask, TokenSet, Value, as_dim
 
 Words = tuple[int, int, int, int, int]  # of a slot: address, three strides, length
 _KEPT = 16  # sizes whose records are kept
@@ -40,6 +40,7 @@ class Joined:
         self.layout = Layout(run)
         products = [op for op in run.ops if isinstance(op, PRODUCTS)]
         self._rows = {as_dim(prod(op.x.tensor.dims[:-1])) for op in products}
+        self._sizes = [_compiled(size) for size in self.layout.sizes]
         self._tapes: dict[tuple[int, ...], Tape] = {}
         self._rooms = threading.local()
 
@@ -54,8 +55,9 @@ class Joined:
             return None
         found = self._tape(sizes)
         words: list[Words] = [_NOTHING] * self.layout.slots
-        held, states = self._inputs(operands, words)
-        if not self._append(states, found, words):
+        held, given = self._inputs(operands, words)
+        states = {v: x for v, x in given.items() if isinstance(v.type, KV)}
+        if not self._append(states, given, found, words):
             return None
         outputs = self._outputs(found, words)
         gains = self._gains(states, words)
@@ -72,7 +74,7 @@ class Joined:
         return tuple([self._result(v, states, outputs | gains) for v in self.run.outputs])
 
     def _tape(self, sizes: Sizes) -> Tape:
-        key = tuple([sizes[s] for s in self.layout.symbols])
+        key = tuple([size(sizes) for size in self._sizes])
         found = self._tapes.get(key)
         if found is None:
             if len(self._tapes) >= _KEPT:
@@ -85,18 +87,18 @@ class Joined:
 
     def _inputs(
         self, operands: Sequence[Any], words: list[Words]
-    ) -> tuple[list[Any], dict[Value, KVState]]:
-        """Point to the inputs; returns tensors to hold, and the states of the cache."""
-        held, states = [], {}
+    ) -> tuple[list[Any], dict[Value, Any]]:
+        """Point to the inputs; returns tensors to hold, and the states and sets that are given."""
+        held, given = [], {}
         for value, item in zip(self.run.inputs, operands, strict=True):
-            if isinstance(value.type, KV):
-                states[value] = item
+            if isinstance(value.type, KV | TokenSet):
+                given[value] = item
                 continue
             x = self._tensor(value, item)
             held.append(x)
             if x is not None:
                 words[self.layout.of[value]] = _words(x)
-        return held, states
+        return held, given
 
     def _tensor(self, value: Value, item: Any) -> torch.Tensor | None:
         """Return an input as its records read it; a mask of None sees all."""
@@ -107,10 +109,17 @@ class Joined:
             return wide if wide.stride(-1) == 1 else wide.contiguous()
         return item if item.is_contiguous() else item.contiguous()
 
-    def _append(self, states: dict[Value, KVState], found: Tape, words: list[Words]) -> bool:
+    def _append(
+        self,
+        states: dict[Value, Any],
+        given: dict[Value, Any],
+        found: Tape,
+        words: list[Words],
+    ) -> bool:
         """Make room in the cache, and point to it; False if it is not laid out as records need."""
-        for longer, before in self.layout.appends:
-            states[longer] = states[before].extend(found.new[longer])
+        for longer, before, tokens in self.layout.appends:
+            chosen = () if tokens is None else (given[tokens],)
+            states[longer] = states[before].extend(found.new[longer], *chosen)
         for value, slot in self.layout.touched:
             keys, values, length = states[value].storage()
             if keys.stride(3) != 1 or values.stride(3) != 1:

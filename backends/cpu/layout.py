@@ -24,8 +24,9 @@ from elidir.ir import (
     Op,
     ScoreAttention,
     Tensor,
+    TokenSet,
     Value,
-    free_symbols,
+    varying,
 )
 
 
@@ -72,7 +73,7 @@ class Layout:
         self.biases = {op.bias for op in attends} - {None}
         self.gains = [(op.result, op.k) for op in attends if isinstance(op, ScoreAttention)]
         self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
-        self.appends = [(op.result, op.kv) for op in appends]
+        self.appends = [(op.result, op.kv, op.tokens) for op in appends]
         self.evictions = [op for op in run.ops if isinstance(op, KvEvict)]
         self.of, self.slots = self._number()
         states = dict.fromkeys((*(a.result for a in appends), *(r.kv for r in reads)))
@@ -80,13 +81,13 @@ class Layout:
         apart = {*self.reads, *(v for v, _ in self.gains)}
         self.stored = [v for v in run.outputs if isinstance(v.type, Tensor) and v not in apart]
         self.dies = self._last_readers()
-        self.symbols = sorted({s for d in self._dims() for s in free_symbols(d)})
+        self.sizes = sorted({s for d in self._dims() for s in varying(d)}, key=str)
 
     def _number(self) -> tuple[dict[Value, int], int]:
         """Give a slot to each input and output, and two to each state of the cache."""
         slots: dict[Value, int] = {}
         at = FIRST_OUTER
-        states = [longer for longer, _ in self.appends]
+        states = [longer for longer, *_ in self.appends]
         gains = [gain for gain, _ in self.gains]
         for value in dict.fromkeys((*self.run.inputs, *states, *gains, *self.run.outputs)):
             slots[value] = at
@@ -117,7 +118,7 @@ class Layout:
         """Return the records at the sizes that `size` gives for dimensions."""
         m = Maker(size, weights, {}, self.dies)
         for value in self.run.inputs:
-            if not isinstance(value.type, KV):
+            if not isinstance(value.type, KV | TokenSet):
                 self._place(m, value)
         for value, _ in self.gains:
             m.put(value, Spot(self.of[value], (1, 1, 1, 1), None))

@@ -30,7 +30,7 @@ from elidir.ir import (
     Tensor,
     TokensTake,
     Value,
-    free_symbols,
+    varying,
 )
 
 ATTENDS = (Attention, ScoreAttention)
@@ -69,12 +69,12 @@ def _pays(run: Sequence[Op]) -> bool:
     return len(run) >= _LEAST and any(isinstance(op, PRODUCTS) for op in run)
 
 
-def _grows(op: Op) -> frozenset[str]:
-    """The symbols that say how much was cached before: records must not depend on them."""
+def _grows(op: Op) -> frozenset[Any]:
+    """What says how much was cached before: records must not depend on it."""
     if not isinstance(op, KvAppend) or not isinstance(op.kv.type, KV):
         return frozenset()
-    given = frozenset().union(*[free_symbols(d) for d in op.k.tensor.dims])
-    return frozenset(free_symbols(op.kv.type.length)) - given
+    given = frozenset().union(*[varying(d) for d in op.k.tensor.dims])
+    return frozenset(varying(op.kv.type.length)) - given
 
 
 def _gains(op: Op) -> set[Value]:
@@ -82,9 +82,7 @@ def _gains(op: Op) -> set[Value]:
     return set(op.results) if isinstance(op, ScoreAttention) else set()
 
 
-def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str]) -> bool:
-    if isinstance(op, KvAppend) and op.tokens is not None:
-        return False
+def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[Any]) -> bool:
     if isinstance(op, KvAppend | KvEvict | KvRead):
         return _fixed_kv(op.kv.type) and not cached & set(op.operands())
     known = FORMS.get(op.kind)
@@ -98,7 +96,8 @@ def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[str])
 
 
 def _fixed_kv(kv: Any) -> bool:
-    return isinstance(kv, KV) and isinstance(kv.heads, int)
+    """Whether a state is of an attention: what is parked has no values."""
+    return isinstance(kv, KV) and isinstance(kv.heads, int) and kv.value_dim != 0
 
 
 def _attends(op: Attention | ScoreAttention, cached: set[Value], biases: set[Value]) -> bool:
@@ -111,13 +110,13 @@ def _attends(op: Attention | ScoreAttention, cached: set[Value], biases: set[Val
     return bias_fits and full and fixed and not others and (op.k in cached) == values
 
 
-def _is_small(value: Value, growing: set[str]) -> bool:
+def _is_small(value: Value, growing: set[Any]) -> bool:
     """Whether a value has few dimensions, none of which grows from step to step."""
     if not isinstance(value.type, Tensor):
         return False
     dims = value.type.dims
     fixed = not value.type.dtype.is_float or (len(dims) > 0 and isinstance(dims[-1], int))
-    return fixed and len(dims) <= 4 and not any(free_symbols(d) & growing for d in dims)
+    return fixed and len(dims) <= 4 and not any(varying(d) & growing for d in dims)
 
 
 def _is_float(op: Op) -> bool:

@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from elidir.backends.protocol import Kernel, PlacedState
+from elidir.backends.protocol import Kernel, PlacedState, sizes_of
 from elidir.backends.reference.attention import probabilities
 from elidir.backends.reference.noise import Noise
 from elidir.backends.reference.registry import kernel
 from elidir.backends.tokens import Tokens, take
 from elidir.backends.weights import Weights
 from elidir.ir import (
+    KV,
     MaskKeep,
     MaskState,
     ScoreAttention,
     TokensAllot,
     TokensFind,
     TokensIndex,
+    TokensNew,
+    TokensRevive,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -155,6 +159,41 @@ def find(op: TokensFind, weights: Weights) -> Kernel:
     return lambda tokens, rows: tokens.find(rows)
 
 
+@kernel(TokensNew)
+def new(op: TokensNew, weights: Weights) -> Kernel:
+    """Those behind the cached ones."""
+    cached = sizes_of(op, (op.cached,))
+
+    def run(pos: Tensor, *sizes: int) -> Tokens:
+        (start,) = cached(sizes)
+        return Tokens(torch.arange(start, start + pos.shape[1]).expand(pos.shape))
+
+    return run
+
+
+@kernel(TokensRevive)
+def revive(op: TokensRevive, weights: Weights) -> Kernel:
+    """The highest scores of those that one state holds and the other does not."""
+    wanted, parked_type = sizes_of(op, (op.count,)), op.parked.type
+    placed = isinstance(parked_type, KV) and parked_type.placed
+
+    def run(scores: Tensor, parked: Any, kv: PlacedState, fresh: Tokens, *sizes: int) -> Any:
+        lost, (count,) = kv.missing(), wanted(sizes)
+        past, held = lost.shape[1], parked.ordinals() if placed else None
+        if held is not None:  # what is of this step is behind the last of them
+            lost = pad(lost, (0, 1)).gather(1, held.clamp(max=past))
+            known = parked.valid()
+            lost = lost if known is None else lost & known
+        scores = scores[:, : lost.shape[1]].masked_fill(~lost, -math.inf)
+        best = scores.topk(count, dim=1)
+        valid = best.values > -math.inf
+        given = None if bool(valid.all()) else valid
+        names = best.indices if held is None else held.gather(1, best.indices)
+        return Tokens(best.indices, given), fresh.followed(names, given)
+
+    return run
+
+
 # ---- masks of a step
 
 
@@ -184,7 +223,9 @@ def of_state(op: MaskState, weights: Weights) -> Kernel:
     A mask of None comes with one new token: it sees all.
     """
 
-    def run(mask: Tensor | None, kv: PlacedState) -> Tensor | None:
+    def run(mask: Tensor | None, kv: PlacedState, tokens: Tokens | None = None) -> Tensor | None:
+        if tokens is not None and len(tokens) > (1 if mask is None else mask.shape[1]):
+            return _with_revived(mask, kv, tokens)
         valid, length = kv.valid(), kv.storage()[2]
         if mask is None and valid is None:
             return None
@@ -200,3 +241,23 @@ def of_state(op: MaskState, weights: Weights) -> Kernel:
         return torch.cat([seen, new[:, :, past:].expand(batch, -1, -1)], dim=2)
 
     return run
+
+
+def _with_revived(mask: Tensor | None, kv: PlacedState, tokens: Tokens) -> Tensor:
+    """Return the mask of new tokens and such as come back: by number in the session, but for new.
+
+    What new tokens see of each other the caller says; one that sees nothing cached is no token.
+    """
+    slots, known = kv.ordinals(), kv.valid()
+    known = torch.ones_like(slots, dtype=torch.bool) if known is None else known
+    own, ours = tokens.index, tokens.is_valid()
+    keys, valid = torch.cat([slots, own], 1), torch.cat([known, ours], 1)
+    seen = (keys[:, None] <= own[:, :, None]) & valid[:, None]
+    length, count = slots.shape[1], 1 if mask is None else mask.shape[1]
+    if mask is not None:
+        past = mask.shape[2] - count
+        if past:
+            seen[:, :count] &= mask[:, :, :past].any(-1, keepdim=True)
+        seen[:, :count, length : length + count] = mask[:, :, past:]
+    seen.diagonal(length, 1, 2).logical_or_(~ours)
+    return seen

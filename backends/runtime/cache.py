@@ -288,8 +288,12 @@ class KVCache:
         return positions.masked_fill(~valid, -1).amax(1, keepdim=True) + 1
 
     def layer_tokens(self, fed: int) -> list[int]:
-        """Return how many tokens each layer was given, of so many that were fed."""
-        return [self.placed[s].tokens if s.placed else fed for s in self.layers]
+        """Return how many tokens each layer was given, of so many that were fed.
+
+        A state without values is of no layer: it parks rows for another.
+        """
+        layers = [s for s in self.layers if s.value_dim]
+        return [self.placed[s].tokens if s.placed else fed for s in layers]
 
     @property
     def bytes_per_token(self) -> int:

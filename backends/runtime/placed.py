@@ -23,7 +23,7 @@ _SLACK = 16  # slots to spare, where storage is made anew because little is left
 
 @dataclass(frozen=True)
 class Staged:
-    """The tokens of a session while a step runs.
+    """The tokens of a session while a step runs: each has its ordinal, its place among them.
 
     Args:
         positions: i64[B, S + N], of those that are cached, then of the step's.
@@ -38,13 +38,12 @@ class Staged:
     dense: bool
 
     def chosen(self, tokens: Tokens | None) -> tuple[Tensor, Tensor]:
-        """Return ordinals i32[B, K] and validity bool[B, K] of a set of the step's; all without."""
+        """Return ordinals i32[B, K] and validity bool[B, K] of a set, without one of the step's."""
         if tokens is None:
             end = self.positions.shape[1]
             ordinals = torch.arange(self.start, end, dtype=torch.int32)
             return ordinals.expand(len(self.positions), -1), self.valid[:, self.start :]
-        valid = self.valid[:, self.start :].gather(1, tokens.index)
-        return (self.start + tokens.index).int(), valid & tokens.is_valid()
+        return tokens.index.int(), self.valid.gather(1, tokens.index) & tokens.is_valid()
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Content:
         ordinals: i32[L, B, G, S], the number of the token in the session.
         scores: f32[L, B, G, S], where the state keeps some.
         valid: bool[B, S].
+        born: i64[B, S], the ordinal of the first token of the step that brought the slot.
         since: i64[B, 1], the position after each row's first feed.
         due: what is to be evicted.
         evicted: the length of the session when tokens were evicted last.
@@ -67,13 +67,15 @@ class Content:
     ordinals: Tensor
     scores: Tensor | None
     valid: Tensor
+    born: Tensor
     since: Tensor
     due: Due | None = None
     evicted: int = 0
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all but what is due."""
-        parts = (self.keys, self.values, self.ordinals, self.scores, self.valid, self.since)
+        known = (self.valid, self.born, self.since)
+        parts = (self.keys, self.values, self.ordinals, self.scores, *known)
         return tuple(t for t in parts if t is not None)
 
     def map(self, slots: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]) -> "Content":
@@ -114,6 +116,7 @@ class PlacedStore:
         self.ordinals = torch.zeros(sizes, dtype=torch.int32)
         self.scores = torch.zeros(sizes) if spec.scored else None
         self.valid = torch.zeros(batch, capacity, dtype=torch.bool)
+        self.born = torch.zeros(batch, capacity, dtype=torch.int64)
         self.since = torch.zeros(batch, 1, dtype=torch.int64)
 
     # ---- one step
@@ -142,6 +145,7 @@ class PlacedStore:
             self._move_to(max(start + count, 2 * self.capacity))
         if not self._pending:
             self.valid.narrow(1, start, count).copy_(valid)
+            self.born.narrow(1, start, count).fill_(self.staged.start)
         places = self.ordinals if tokens is None else self.ordinals[layer : layer + 1]
         places.narrow(3, start, count).copy_(ordinals[None, :, None])
         self._pending = count
@@ -194,6 +198,7 @@ class PlacedStore:
         self._copy(*split(due.rule, scores, ordinals, held, counts, valid))
         self.length = left = int(counts.max())
         self.valid.narrow(1, 0, left).copy_(torch.arange(left) < counts)
+        self.born.zero_()  # slots move in each head on its own; what evicts brings nothing back
         self.dense = bool((counts == left).all())
         self.evicted = valid.shape[1]
         if self.capacity > left + max(left // 4, 4 * _SLACK):
@@ -228,7 +233,8 @@ class PlacedStore:
     def renumber(self, table: Tensor) -> None:
         """Keep the slots whose ordinal o has table[b, o] >= 0, which is its new ordinal.
 
-        Those fed since the last eviction lie at one place in all layers, and only they may go.
+        Those fed since the last eviction lie at one place in all layers, and only they may go. What
+        a step brought back goes with the first token of that step.
         """
         if self.length == 0:
             return
@@ -237,24 +243,35 @@ class PlacedStore:
             held = replace(held, due=None)
         rows = table[None, :, None].expand(self.layers, -1, self.spec.heads, -1)
         new = rows.gather(3, held.ordinals.long())
-        kept = (new[0, :, 0] >= 0) & held.valid
+        born = table.gather(1, held.born)
+        stays = (born >= 0) | (held.ordinals[0, :, 0] >= held.born)
+        kept = (new[0, :, 0] >= 0) & stays & held.valid
         length = int(kept.sum(1).max())
         order = kept.to(torch.int8).argsort(dim=1, stable=True)[:, self.length - length :]
         fits = replace(held, ordinals=new).map(lambda t: _take(t, order), lambda t: t)
         ordinals, valid = fits.ordinals.clamp(min=0).int(), kept.gather(1, order)
+        fits = replace(fits, born=born.clamp(min=0).gather(1, order))
         evicted = held.evicted if length else 0
         self.put(replace(fits, ordinals=ordinals, valid=valid, evicted=evicted), self.capacity)
 
     def content(self, rows: Tensor | None = None) -> Content:
         """Return a copy of what is held, of these rows of the batch where they are given."""
         used = self.length
-        valid, since = self.valid[:, :used].clone(), self.since.clone()
-        parts = (self.keys, self.values, self.ordinals, self.scores, valid, since)
+        valid, born = (t[:, :used].clone() for t in (self.valid, self.born))
+        parts = (
+            self.keys,
+            self.values,
+            self.ordinals,
+            self.scores,
+            valid,
+            born,
+            self.since.clone(),
+        )
         held = Content(*parts, due=self._due, evicted=self.evicted)  # type: ignore[arg-type]
         if rows is None:
             return held.map(lambda t: t[:, :, :, :used].clone(), lambda t: t)
         found = held.map(lambda t: t[:, rows, :, :used], lambda t: t[rows])
-        return replace(found, valid=valid[rows])
+        return replace(found, valid=valid[rows], born=born[rows])
 
     def put(self, content: Content, capacity: int) -> None:
         """Hold this content in storage of this capacity."""
@@ -267,6 +284,7 @@ class PlacedStore:
         if self.scores is not None and content.scores is not None:
             self.scores.narrow(3, 0, length).copy_(content.scores)
         self.valid.narrow(1, 0, length).copy_(content.valid)
+        self.born.narrow(1, 0, length).copy_(content.born)
         self.since.copy_(content.since)
         self.length, self.dense = length, bool(content.valid.all())
         self._due, self.evicted = content.due, content.evicted
@@ -282,7 +300,8 @@ class PlacedStore:
     @property
     def bytes_allocated(self) -> int:
         """Bytes of all storage."""
-        parts = (self.keys, self.values, self.ordinals, self.scores, self.valid, self.since)
+        known = (self.valid, self.born, self.since)
+        parts = (self.keys, self.values, self.ordinals, self.scores, *known)
         return sum(t.nbytes for t in parts if t is not None)
 
 
@@ -349,6 +368,18 @@ class PlacedKV:
         ordinals = self.store.ordinals[self.layer].narrow(2, 0, self.length).long()
         positions = self.store.staged.positions
         return positions[:, None].expand(-1, ordinals.shape[1], -1).gather(2, ordinals)
+
+    def ordinals(self) -> Tensor:
+        """Return the numbers of the tokens that the first key head holds, i64[B, S]."""
+        return self.store.ordinals[self.layer, :, 0, : self.length].long()
+
+    def missing(self) -> Tensor:
+        """Return which tokens from before the step it does not hold, bool[B, S]."""
+        staged = self.store.staged
+        held, known = self.ordinals(), self.valid()
+        held = held if known is None else held.masked_fill(~known, staged.start)
+        lost = staged.valid[:, : staged.start + 1].clone()
+        return lost.scatter_(1, held, False)[:, : staged.start]
 
     def since(self) -> Tensor:
         """Return the position after each row's first feed, i64[B, 1]."""

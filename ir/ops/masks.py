@@ -126,13 +126,18 @@ class MaskState(Op):
     The caller's mask is [B, N, S + N]; its last N columns stay. A cached key is seen where the
     state holds it as valid, since every new token comes after it; not by a query that sees none of
     the S cached ones, which is no token. The result is [B, N, S' + N].
+
+    `tokens` is a set of R tokens of the session, first the N new ones and then such as come back.
+    The result is then [B, R, S' + R]: one that comes back sees no token behind it.
     """
 
     mask: Value
     kv: Value
+    tokens: Value | None = None
 
     def infer(self) -> Type:
         mask, kv = _step_mask(self.mask), self.kv.type
         if not isinstance(kv, KV) or not kv.placed:
             raise IRTypeError(f"{self.kv!r} keeps no validity of its own; it must be placed")
-        return Mask((kv.batch, mask.dims[1], as_dim(kv.length + mask.dims[1])))
+        new = mask.dims[1] if self.tokens is None else token_set(self.tokens).length
+        return Mask((kv.batch, new, as_dim(kv.length + new)))

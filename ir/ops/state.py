@@ -27,8 +27,8 @@ def _kv(value: Value) -> KV:
 class KvAppend(Op):
     """out = kv with the keys [B, G, N, D] and values [B, G, N, Dv] of N new tokens at its end.
 
-    A placed state notes their positions too: those of the step's tokens, or of the set of these
-    that `tokens` names.
+    A placed state notes which tokens they are: those of the step, or the set `tokens` of all
+    tokens of the session.
     """
 
     kv: Value

@@ -238,6 +238,52 @@ class TokensFind(Op):
         return self.rows.tensor
 
 
+@op("tokens.new")
+class TokensNew(Op):
+    """The new tokens of a step as a set of all tokens of the session: the last N of S + N.
+
+    `pos` i64[B, N] are their positions, `cached` is S.
+    """
+
+    pos: Value
+    cached: Dim = 0
+
+    def infer(self) -> Type:
+        check_rank(self.pos.tensor, 2, "positions [B, N]")
+        batch, new = self.pos.tensor.dims
+        return TokenSet(batch, new, as_dim(self.cached + new))
+
+
+@op("tokens.revive")
+class TokensRevive(Op):
+    """back, going = parked tokens that come back, and these behind the tokens of a step.
+
+    Of the tokens from before the step that `parked` holds and `kv` does not, the `count` of highest
+    score come back (the auxiliary cache of LazyLLM, arXiv 2407.14057). `scores` are f32[B, S'] over
+    the slots of `parked`, which may have the step's tokens already; `back` is a set of these slots.
+    `fresh` is a set of the session's tokens, and so is `going`: `fresh`, and then `back`.
+    """
+
+    scores: Value
+    parked: Value
+    kv: Value
+    fresh: Value
+    count: Dim = 1
+
+    def infer(self) -> tuple[Type, ...]:
+        parked, kv, fresh = self.parked.type, self.kv.type, token_set(self.fresh)
+        if not isinstance(parked, KV) or not isinstance(kv, KV) or not kv.placed:
+            raise IRTypeError(f"{self.kv!r} does not know which tokens it holds; it must be placed")
+        if self.scores.type != Tensor((parked.batch, parked.length), DType.F32):
+            raise IRTypeError(f"scores are {self.scores.type}, not one for each slot of {parked}")
+        back = TokenSet(parked.batch, self.count, parked.length)
+        return back, TokenSet(fresh.batch, as_dim(fresh.length + self.count), fresh.of)
+
+    def verify(self) -> None:
+        if isinstance(self.count, int) and self.count < 1:
+            raise IRTypeError(f"{self.count} tokens cannot come back; it is 1 or more")
+
+
 # ---- merging
 
 

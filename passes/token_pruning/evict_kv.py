@@ -147,6 +147,8 @@ def _obstacle(states: list[KV]) -> str:
     """Return why the states cannot evict, or ""."""
     if any(s.scored for s in states) or any(str(s.length) == str(HELD) for s in states):
         return "its states evict already; give one budget"
+    if not all(s.value_dim for s in states):
+        return "tokens that were dropped come back to its states; give prune-tokens{revive=0}"
     return ""
 
 

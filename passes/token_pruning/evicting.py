@@ -126,7 +126,7 @@ class Evicting:
             own.update(zip(source.results, made.results, strict=True))
             return own[value]
 
-        inputs = (*map(at, op.inputs), values[self.given["pos"]])
+        inputs = tuple(map(at, op.inputs))
         names = tuple(r.name for r in op.results)
         new = Layer(self._body(op.body, inputs), inputs, scope=op.scope, loc=op.loc, names=names)
         self.ops.append(new)
@@ -136,24 +136,24 @@ class Evicting:
         """Return the body that evicts, shared by layers whose inputs have one type."""
         key = (id(body), tuple(v.type for v in inputs))
         if key not in self.bodies:
-            names = (*(p.name for p in body.region.params), "pos")
-            params = tuple(Value(v.type, n) for v, n in zip(inputs, names, strict=True))
-            values = dict(zip(body.region.params, params, strict=False))
+            old = body.region.params
+            params = tuple(Value(v.type, p.name) for v, p in zip(inputs, old, strict=True))
+            values = dict(zip(old, params, strict=True))
             ops: list[Op] = []
             for op in body.region.ops:
                 ops.append(op.clone(values.__getitem__, **resized(op, self.sizes)))
                 values.update(zip(op.results, ops[-1].results, strict=True))
-            left = {a.result: self._evicted(a, params[-1], ops) for a in _appends(ops)}
+            left = {a.result: self._evicted(a, ops) for a in _appends(ops)}
             results = tuple(left.get(values[r], values[r]) for r in body.region.results)
             self.bodies[key] = make_body(body.name, Region(params, tuple(ops), results))
         return self.bodies[key]
 
-    def _evicted(self, append: KvAppend, pos: Value, ops: list[Op]) -> Value:
+    def _evicted(self, append: KvAppend, ops: list[Op]) -> Value:
         reads = {o.results[0] for o in ops if isinstance(o, KvRead) and o.kv is append.result}
         readers = [o for o in ops if isinstance(o, Attention) and o.k in reads]
         if not readers:
             raise EvictingError(f"no attention reads the cache of {append.loc or 'a layer'}")
-        op = self.rule(Seen(readers[0], append, pos, self.prompt), ops)
+        op = self.rule(Seen(readers[0], append, self.prompt), ops)
         if op is None:
             return append.result
         ops.append(op)

@@ -3,8 +3,8 @@
 Layers between two cuts are a *group* over the same tokens. Group 0 holds all and shares positions
 and mask with the caller; the states of group g keep their own, and hold `S.g` tokens. `Narrowing`
 writes two programs over such states: the step that drops nothing, and with a `Choice` the one that
-reads a prompt and drops tokens of it before each cut. How tokens are scored is the scorer's affair,
-whether they may be dropped the pass's.
+reads a prompt and drops tokens of it before each cut. With `revive` both bring some of the dropped
+back. What a layer before a cut decides is in `deciding.py`, whether it may the pass's affair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ import sympy
 
 from elidir.ir import (
     KV,
-    Attention,
     Body,
     Concat,
     Dim,
@@ -28,23 +27,19 @@ from elidir.ir import (
     MaskKeep,
     MaskState,
     Op,
-    Reduce,
     Region,
-    Slice,
     Tensor,
-    TokenSet,
     TokensFind,
-    TokensSelect,
+    TokensNew,
     TokensTake,
     TokensValid,
-    TokensWithin,
     Value,
-    as_dim,
     free_symbols,
     make_body,
     symbol,
 )
 from elidir.passes.sizes import resized, with_sizes
+from elidir.passes.token_pruning.deciding import Choice, Deciding
 from elidir.passes.token_pruning.scorers import Scorer
 
 N, S, P = symbol("N"), symbol("S"), symbol("P")
@@ -56,34 +51,27 @@ def cached(group: int) -> sympy.Symbol:
 
 
 class NarrowingError(ElidirError):
-    """What stands in the way of dropping tokens."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which tokens go on: by which score, what part at each cut, and at least how many."""
-
-    scorer: Scorer
-    keep: tuple[float, ...]
-    at_least: int
+    """What stands in the way of dropping tokens, or of bringing them back."""
 
 
 @dataclass
 class _Group:
     """Layers over the same tokens: sizes for N and S, and what stands for the old values.
 
-    `tokens` are those of the step that are left, `inner` the same as a set of the group before;
-    None where nothing is dropped. `mask` is the caller's over them.
+    `fresh` are those of the step that are left, and `tokens` these and such as came back, both sets
+    of the session's; None where they are the step's, all of them. `inner` are the fresh ones as a
+    set of the group before, None where nothing is dropped. `mask` is the caller's over them.
     """
 
     number: int
     sizes: Mapping[sympy.Expr, Dim]
     mask: Value
     values: dict[Value, Value]
-    valid: Value | None = None
     state: Value | None = None
-    inner: Value | None = None
+    valid: Value | None = None
+    fresh: Value | None = None
     tokens: Value | None = None
+    inner: Value | None = None
 
     def axis(self, value: Value) -> int | None:
         """Return the axis of a tensor that runs over the group's tokens."""
@@ -103,48 +91,78 @@ class Narrowing:
     Args:
         step: the region of `@step`, whose layers are `layer` ops.
         cuts: the layers before which tokens are dropped, rising, none the first.
-        choice: which tokens go on.
+        scorer: what tokens are chosen by.
+        choice: which of a step's tokens go on.
+        revive: how many of those that were dropped come back at each cut.
     """
 
     step: Region
     cuts: Sequence[int]
+    scorer: Scorer
     choice: Choice | None = None
+    revive: int = 0
     front: list[Op] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     known: set[Value] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
-    bodies: dict[Any, Body] = field(default_factory=dict)
+    bodies: dict[Any, tuple[Body, tuple[str, ...]]] = field(default_factory=dict)
 
     def function(self, name: str) -> Function:
-        """Return the function; where tokens are dropped, `valid` bool[B, N] is behind the mask."""
+        """Return the function; where tokens are dropped, `valid` bool[B, N] is behind the mask.
+
+        Behind the states are those in which each cut parks the rows of its tokens.
+        """
         self.named = {p.name: p for p in self.step.params}
+        self.layers = [op for op in self.step.ops if isinstance(op, Layer)]
         new = P if self.choice else N
         values = {p: self._param(p, {N: new}) for p in self.step.params}
         valid = Value(Tensor((values[self.named["ids"]].type.dims[0], new), DType.BOOL), "valid")
+        self.parked = self._parking() if self.revive else []
         params = list(values.values())
+        last = max(i for i, p in enumerate(params) if isinstance(p.type, KV))
+        params[last + 1 : last + 1] = self.parked
         if self.choice:
             params.insert(list(self.named).index("mask") + 1, valid)
         self.known = set(params)
         mask = values[self.named["mask"]]
-        self.groups = [_Group(0, {N: new, S: S}, mask, values, valid)]
-        layers = 0
+        self.groups = [_Group(0, {N: new, S: S}, mask, values, valid=valid)]
+        if self._decides:
+            pos = values[self.named["pos"]]
+            self.groups[0].fresh = self._emit(TokensNew(pos, S), early=True).results[0]
         for op in self.step.ops:
             if isinstance(op, Layer):
-                self._layer(op, layers)
-                layers += 1
+                self._layer(op, self.layers.index(op))
             else:
                 made = self._emit(self._clone(op))
                 self.groups[-1].values.update(zip(op.results, made.results, strict=True))
-        results = tuple(self.at(r) for r in self.step.results)
+        results = (*(self.at(r) for r in self.step.results), *self.parked)
         return Function(name, Region(tuple(params), (*self.front, *self.ops), results))
+
+    @property
+    def _decides(self) -> bool:
+        return self.choice is not None or self.revive > 0
 
     def _param(self, old: Value, sizes: Mapping[sympy.Expr, Dim]) -> Value:
         if not isinstance(old.type, KV):
             return Value(with_sizes(old.type, sizes), old.name)
-        layers = [op for op in self.step.ops if isinstance(op, Layer)]
-        number = next((i for i, op in enumerate(layers) if old in op.inputs), 0)
+        number = next((i for i, op in enumerate(self.layers) if old in op.inputs), 0)
         group = sum(cut <= number for cut in self.cuts)
         return Value(replace(old.type, length=cached(group), placed=group > 0), old.name)
+
+    def _parking(self) -> list[Value]:
+        """Return the states that keep the rows which each cut meets: keys of one head, no values.
+
+        Raises `NarrowingError` where layers hand on more than one row of each token.
+        """
+        found = []
+        for group, cut in enumerate(self.cuts):
+            rows = [r for r in self.layers[cut - 1].results if N in r.type.dims]
+            if len(rows) != 1 or len(rows[0].type.dims) != 3:
+                raise NarrowingError(f"{self.layers[cut - 1].scope} hands on {len(rows)} values")
+            (batch, _, width), dtype = rows[0].type.dims, rows[0].tensor.dtype
+            kind = KV(batch, 1, cached(group), width, 0, dtype, placed=group > 0)
+            found.append(Value(kind, f"parked.{group}"))
+        return found
 
     def _clone(self, op: Op) -> Op:
         return op.clone(self.at, **resized(op, self.groups[-1].sizes))
@@ -167,22 +185,12 @@ class Narrowing:
 
     def _brought(self, old: Value, group: _Group) -> Value:
         """Bring an earlier group's value along: made anew over positions, taken, or as it is."""
-        if old is self.named["mask"]:
-            assert group.state is not None
-            return self._emit(MaskState(group.mask, group.state), early=True).results[0]
-        if old is self.named["kpos"]:
-            assert group.state is not None
-            held = self._emit(KvPositions(group.state), early=True).results[0]
-            pos = self.at(self.named["pos"], group.number)
-            return self._emit(Concat((held, pos), axis=1), early=True).results[0]
-        if old is self.named["rows"] and group.tokens is not None:
-            return self._emit(TokensFind(group.tokens, self.at(old, 0))).results[0]
+        if made := self._of_place(old, group):
+            return made
         state = isinstance(old.type, KV)
-        if not state and any("S" in free_symbols(d) for d in old.type.dims):
-            made = next(op for op in self.step.ops if old in op.results)
-            sizes = resized(made, group.sizes)
-            new = self._emit(made.clone(lambda v: self.at(v, group.number), **sizes), early=True)
-            return new.results[made.results.index(old)]
+        cached_too = not state and any("S" in free_symbols(d) for d in old.type.dims)
+        if cached_too or (self.revive and N in old.type.dims):
+            return self._remade(old, group)
         before = self.at(old, group.number - 1)
         last = self.groups[group.number - 1]
         axis = last.axis(before)
@@ -192,92 +200,121 @@ class Narrowing:
             raise NarrowingError(f"{before!r} has tokens in a dimension of other things too")
         return self._emit(TokensTake(before, group.inner, axis)).results[0]
 
+    def _of_place(self, old: Value, group: _Group) -> Value | None:
+        """Return what stands for a parameter that says where tokens are, None for other values."""
+        assert group.state is not None
+        if old is self.named["mask"]:
+            tokens = group.tokens if self.revive else None
+            return self._emit(MaskState(group.mask, group.state, tokens), early=True).results[0]
+        if old is self.named["kpos"]:
+            held = self._emit(KvPositions(group.state), early=True).results[0]
+            pos = self.at(self.named["pos"], group.number)
+            return self._emit(Concat((held, pos), axis=1), early=True).results[0]
+        if old is self.named["pos"] and self.revive and group.tokens is not None:
+            return self._emit(TokensTake(self.at(self.named["kpos"], 0), group.tokens)).results[0]
+        if old is self.named["rows"] and group.inner is not None:
+            before = self.at(old, group.number - 1)
+            return self._emit(TokensFind(group.inner, before)).results[0]
+        return None
+
+    def _remade(self, old: Value, group: _Group) -> Value:
+        """Make a value anew from positions; raises `NarrowingError` if it is of other things."""
+        made = next((op for op in self.step.ops if old in op.results), None)
+        if made is None or isinstance(made, Layer):
+            raise NarrowingError(f"%{old.name} of a token is not known any more")
+        sizes = resized(made, group.sizes)
+        new = self._emit(made.clone(lambda v: self.at(v, group.number), **sizes), early=True)
+        group.values.update(zip(made.results, new.results, strict=True))
+        return group.values[old]
+
     # ---- layers
 
     def _layer(self, op: Layer, number: int) -> None:
-        if self.choice is None and number in self.cuts:
-            self._next(None, {})
+        if not self._decides and number in self.cuts:
+            self._next({}, {})
         group = self.groups[-1]
-        scored = self.choice is not None and number + 1 in self.cuts
-        extra = [] if group.tokens is None else [group.tokens]
-        extra += [self.at(self.named["rows"]), self._valid(group)] if scored else []
-        inputs = (*(self.at(v) for v in op.inputs), *extra)
-        body = self._body(op.body, inputs, group, scored)
+        decides = self._decides and number + 1 in self.cuts
+        extra = {} if group.tokens is None else {"tokens": group.tokens}
+        extra |= self._given(group) if decides else {}
+        inputs = (*(self.at(v) for v in op.inputs), *extra.values())
+        body, found = self._body(op.body, inputs, group, tuple(extra), decides)
         names = tuple(r.name for r in op.results)
         new = self._emit(Layer(body, inputs, scope=op.scope, loc=op.loc, names=names))
         results = dict(zip(op.results, new.results, strict=False))
         group.values.update(results)
-        if scored:
-            self._next(new.results[-1], results)
+        if decides:
+            outcome = dict(zip(found, new.results[len(op.results) :], strict=True))
+            self._next(outcome, results)
 
-    def _next(self, inner: Value | None, results: Mapping[Value, Value]) -> None:
-        """Begin the group behind the next cut, over the tokens of a set of the last group's."""
+    def _given(self, group: _Group) -> dict[str, Value]:
+        """Return what a layer before a cut decides by."""
+        assert group.fresh is not None
+        found = {"rows": self.at(self.named["rows"]), "fresh": group.fresh}
+        if self.choice:
+            group.valid = group.valid or self._emit(TokensValid(group.fresh)).results[0]
+            found["valid"] = group.valid
+        if self.revive:
+            found["parked"] = self.parked[group.number]
+            found["next"] = self._state(group.number + 1)
+        return found
+
+    def _state(self, number: int) -> Value:
+        """Return the first state of a group."""
+        first = self.layers[self.cuts[number - 1]]
+        return self.at(next(v for v in first.inputs if isinstance(v.type, KV)), 0)
+
+    def _next(self, found: Mapping[str, Value], results: Mapping[Value, Value]) -> None:
+        """Begin the group behind the next cut, over the tokens that were decided on."""
         last, number = self.groups[-1], len(self.groups)
-        layers = [op for op in self.step.ops if isinstance(op, Layer)]
-        first = layers[self.cuts[number - 1]]
-        state = self.at(next(v for v in first.inputs if isinstance(v.type, KV)), 0)
-        new = _Group(number, {N: last.sizes[N], S: cached(number)}, last.mask, {}, state=state)
-        if inner is not None:
-            assert isinstance(inner.type, TokenSet)
-            new.sizes = {N: inner.type.length, S: cached(number)}
-            new.inner = new.tokens = inner
-            if last.tokens is not None:
-                new.tokens = self._emit(TokensWithin(inner, last.tokens)).results[0]
+        sizes = {N: last.sizes[N], S: cached(number)}
+        new = _Group(number, sizes, last.mask, {}, self._state(number), fresh=last.fresh)
+        if inner := found.get("chosen"):
+            new.inner, new.fresh = inner, found["fresh"]
             new.mask = self._emit(MaskKeep(last.mask, inner)).results[0]
+        if found:
+            tokens = found["tokens"] if self.revive else found["fresh"]
+            new.tokens, new.sizes = tokens, {N: tokens.type.dims[1], S: cached(number)}
             new.values = {v: r for v, r in results.items() if new.axis(r) is not None}
+        if self.revive:
+            self.parked[last.number] = found["parked"]
         self.groups.append(new)
 
-    def _valid(self, group: _Group) -> Value:
-        if group.valid is None:
-            assert group.tokens is not None
-            group.valid = self._emit(TokensValid(group.tokens)).results[0]
-        return group.valid
+    def _body(
+        self,
+        body: Body,
+        inputs: Sequence[Value],
+        group: _Group,
+        extra: Sequence[str],
+        decides: bool,
+    ) -> tuple[Body, tuple[str, ...]]:
+        """Return the body over the group's tokens, and the names of what it decides.
 
-    def _body(self, body: Body, inputs: Sequence[Value], group: _Group, scored: bool) -> Body:
-        """Return the body over the group's tokens, shared by layers whose inputs have one type."""
-        key = (id(body), tuple(v.type for v in inputs), scored)
+        It is shared by layers whose inputs have one type.
+        """
+        key = (id(body), tuple(v.type for v in inputs), decides)
         if key not in self.bodies:
             old = body.region.params
-            names = [*(p.name for p in old), *("tokens", "rows", "valid")[group.tokens is None :]]
-            params = [Value(v.type, n) for v, n in zip(inputs, names, strict=False)]
+            names = (*(p.name for p in old), *extra)
+            params = [Value(v.type, n) for v, n in zip(inputs, names, strict=True)]
             values = dict(zip(old, params, strict=False))
-            ops = self._inner(body.region, values, params[len(old) :], group)
-            results = [values[r] for r in body.region.results]
-            if scored:
-                results = self._scored(results, ops, params[-2], params[-1], group)
-            region = Region(tuple(params), tuple(ops), tuple(results))
-            self.bodies[key] = make_body(f"{body.name}.{group.number}", region)
+            given = dict(zip(extra, params[len(old) :], strict=True))
+            ops = self._inner(body.region, values, given.get("tokens"), group)
+            results, found = [values[r] for r in body.region.results], dict[str, Value]()
+            if decides:
+                deciding = Deciding(self.scorer, self.choice, self.revive, group.number, given)
+                results, found = deciding.of(results, ops, group.axis)
+            region = Region(tuple(params), tuple(ops), (*results, *found.values()))
+            self.bodies[key] = make_body(f"{body.name}.{group.number}", region), tuple(found)
         return self.bodies[key]
 
     def _inner(
-        self, region: Region, values: dict[Value, Value], extra: Sequence[Value], group: _Group
+        self, region: Region, values: dict[Value, Value], tokens: Value | None, group: _Group
     ) -> list[Op]:
         ops = []
         for op in region.ops:
             changes = resized(op, group.sizes)
-            if isinstance(op, KvAppend) and group.tokens is not None:
-                changes["tokens"] = extra[0]
+            if isinstance(op, KvAppend) and tokens is not None:
+                changes["tokens"] = tokens
             ops.append(op.clone(values.__getitem__, **changes))
             values.update(zip(op.results, ops[-1].results, strict=True))
         return ops
-
-    def _scored(
-        self, results: Sequence[Value], ops: list[Op], rows: Value, valid: Value, group: _Group
-    ) -> list[Value]:
-        """Choose the tokens that go on, and return what a layer yields of them, and the set."""
-        assert self.choice is not None
-        attention = next(op for op in ops if isinstance(op, Attention))
-        scores = self.choice.scorer(attention, rows, ops)
-        whole = Reduce(scores, "mean", (1,))
-        old, new = group.sizes[S], group.sizes[N]
-        part = Slice(whole.result, axis=1, start=as_dim(old), stop=as_dim(old + new))
-        keep = self.choice.keep[group.number]
-        chosen = TokensSelect(part.result, valid, rows, keep, self.choice.at_least)
-        ops += [whole, part, chosen]
-        taken = []
-        for value in results:
-            if (axis := group.axis(value)) is not None:
-                ops.append(TokensTake(value, chosen.result, axis))
-                value = ops[-1].results[0]
-            taken.append(value)
-        return [*taken, chosen.result]

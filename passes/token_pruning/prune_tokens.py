@@ -1,14 +1,14 @@
 """prune-tokens: prompt tokens that the last one does not look at stop at some layer (LazyLLM).
 
-Progressive pruning over layers, arXiv 2407.14057: before each of a few layers, the tokens that the
-last token attends to least go no further. Their keys stay in the layers that they reached. What is
-new in the program is written by `narrowing.py`.
+Progressive pruning over layers, arXiv 2407.14057: before some layers, the tokens that the last
+token attends to least go no further, until a later token attends to them. Their keys stay in the
+layers that they reached. What is new in the program is written by `narrowing.py`.
 """
 
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from elidir.ir import KV, Attention, Layer, Module, Opaque, Region, Stage, Symbol
+from elidir.ir import KV, Attention, Function, Layer, Module, Opaque, Region, Stage, Symbol
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
@@ -17,7 +17,8 @@ from elidir.passes.gain import Gain
 from elidir.passes.observed import ATTENTION_LOST
 from elidir.passes.options import Range
 from elidir.passes.registry import register
-from elidir.passes.token_pruning.narrowing import Choice, Narrowing, NarrowingError, cached
+from elidir.passes.token_pruning.deciding import Choice
+from elidir.passes.token_pruning.narrowing import Narrowing, NarrowingError, cached
 from elidir.passes.token_pruning.placing import left, place
 from elidir.passes.token_pruning.scorers import SCORERS
 
@@ -30,16 +31,20 @@ Keep = Annotated[float, Range(ge=0.01, le=1)]
 class PruneTokens(Pass):
     """Drop prompt tokens before some layers: `keep` of them go on past each.
 
-    `at` are the layers, counted from 0, before which tokens are dropped; by default they lie at a
-    half, two thirds and five sixths of the depth. With `work`, the share of the layers' work that
-    is to be left, calibration finds the three layers (as many as `keep` has parts) at which later
-    layers lose least of the last token's attention. `keep` is one part for all or one for each. A
-    prompt of `at_least` tokens or fewer is left whole, and no fewer ever go on. The last token
-    always goes on, and positions stay what they were.
+    `at` are the layers, counted from 0, before which tokens are dropped; by default it is the one
+    at three fifths of the depth. With `work`, the share of the layers' work that is to be left,
+    calibration finds as many layers as `keep` has parts, at which later layers lose least of the
+    last token's attention. `keep` is one part for all or one for each. A prompt of `at_least`
+    tokens or fewer is left whole, and no fewer ever go on. The last token always goes on, and
+    positions stay what they were.
+
+    Dropped tokens are parked: in each step, at each cut, the `revive` of them that the wanted
+    tokens attend to most come back, to go through the later layers once.
 
     Before: `@step` over N new tokens. After: `@step` drops nothing but takes states of their own
     length for the later layers, and `@prefill` reads a prompt: with `%t = score.attention ..` and
     `%s = tokens.select %t, ..` in the layer before, `%h = tokens.take %h, %s` for the layers after.
+    `tokens.revive` names the tokens that come back, whose rows `%parked` has kept.
 
     `keep=1` changes nothing; `force=true` selects all the same.
     """
@@ -51,10 +56,11 @@ class PruneTokens(Pass):
     neutral: ClassVar = {"keep": 1.0}
     identity: ClassVar = {"keep": 1.0, "force": True}
 
-    keep: Keep | tuple[Keep, ...] = 0.75
+    keep: Keep | tuple[Keep, ...] = 0.2
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
     work: Annotated[float, Range(ge=0.05, le=1)] | None = None
     at_least: Annotated[int, Range(ge=1)] = 64
+    revive: Annotated[int, Range(ge=0)] = 1
     scorer: Literal["last-row"] = "last-row"
     force: bool = False
 
@@ -80,10 +86,8 @@ class PruneTokens(Pass):
             cx.missed("@step", reason or "no fuel is left")
             return cx.unchanged()
         kept = kept * len(cuts) if len(kept) == 1 else kept
-        choice = Choice(SCORERS[self.scorer], kept, self.at_least)
         try:
-            functions = [Narrowing(step, cuts).function("step")]
-            functions.append(Narrowing(step, cuts, choice).function("prefill"))
+            functions = self._written(step, cuts, Choice(kept, self.at_least), cx)
         except NarrowingError as error:
             cx.missed("@step", error.message)
             return cx.unchanged()
@@ -98,11 +102,29 @@ class PruneTokens(Pass):
         cx.applied("@prefill", f"of a prompt go on: {parts}")
         return cx.result(new)
 
+    def _written(
+        self, step: Region, cuts: tuple[int, ...], choice: Choice, cx: Context
+    ) -> list[Function]:
+        """Return `@step` and `@prefill`; what stands in the way of a revival is a remark."""
+
+        def written(revive: int) -> list[Function]:
+            whole = Narrowing(step, cuts, scorer, revive=revive).function("step")
+            return [whole, Narrowing(step, cuts, scorer, choice, revive).function("prefill")]
+
+        scorer = SCORERS[self.scorer]
+        try:
+            return written(self.revive)
+        except NarrowingError as error:
+            if self.revive:
+                cx.missed("@step", f"what is dropped does not come back: {error.message}")
+        return written(0)
+
     def _cuts(self, layers: int, cx: Context) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""
         cuts = self._placed(layers, cx) if self.needed() else self.at
         if cuts is None:
-            cuts = tuple(dict.fromkeys(max(layers * n // 6, 1) for n in (3, 4, 5)))
+            parts = len(self.keep) if isinstance(self.keep, tuple) else 1
+            cuts = tuple(sorted({max(layers * (3 + i) // (4 + parts), 1) for i in range(parts)}))
         if not cuts or list(cuts) != sorted(set(cuts)) or cuts[-1] >= layers:
             raise PipelineError(
                 f"pass '{self.name}' cannot prune before layers {cuts} of {layers}; give rising "
@@ -118,7 +140,7 @@ class PruneTokens(Pass):
     def _placed(self, layers: int, cx: Context) -> tuple[int, ...] | None:
         """Return the layers that calibration finds, None where it saw other layers than these."""
         seen = cx.observation(ATTENTION_LOST)
-        parts = self.keep if isinstance(self.keep, tuple) else (self.keep,) * min(3, layers - 1)
+        parts = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         if len(seen.lost) != layers or self.work is None:
             cx.missed("", f"calibration saw {len(seen.lost)} attentions, not {layers} layers")
             return None

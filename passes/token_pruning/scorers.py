@@ -20,6 +20,7 @@ from elidir.ir import (
     Expand,
     Iota,
     KvAppend,
+    KvPositions,
     Maximum,
     Op,
     Pad,
@@ -70,14 +71,10 @@ class EvictingError(ElidirError):
 
 @dataclass(frozen=True)
 class Seen:
-    """Where a token may be evicted: an attention, the append before it, and the new tokens.
-
-    `pos` i64[B, N] are the positions of all tokens of the step, `prompt` says that it is a prompt.
-    """
+    """Where a token may be evicted: an attention, the append before it, whether in a prompt."""
 
     attention: Attention
     append: KvAppend
-    pos: Value
     prompt: bool
 
     @property
@@ -116,12 +113,12 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
         return received(seen.attention, None, ops)
     if seen.attention.q.type.dims[2] != seen.new:
         raise EvictingError("only some tokens are queries; give noise=false, or another scorer")
-    pos, some = seen.pos, seen.append.tokens
-    if some is not None:
-        pos = _emit(ops, TokensTake(pos, some))
+    state = seen.append.result
+    known, length = _emit(ops, KvPositions(state)), state.type.dims[2]
+    pos = _emit(ops, Slice(known, 1, as_dim(length - seen.new), length))
     (tau, tau_end), steps = options.tau, options.tau_steps
     noise = {"seed": options.seed, "tau": tau, "tau_end": tau_end, "tau_steps": steps}
-    return received(seen.attention, None, ops, pos=pos, state=seen.append.result, **noise)
+    return received(seen.attention, None, ops, pos=pos, state=state, **noise)
 
 
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:

@@ -83,6 +83,8 @@ from elidir.ir import (
     TokensIndex,
     TokensMatch,
     TokensMerge,
+    TokensNew,
+    TokensRevive,
     TokensSelect,
     TokensTake,
     TokensValid,
@@ -888,6 +890,15 @@ class Own(FunctionalKV):
         """Return the validity of the slots."""
         return (torch.arange(self.k.shape[2]) != 1).expand(len(self.k), -1)
 
+    def ordinals(self) -> torch.Tensor:
+        """Return 0, 2, 4, .. for the numbers of the tokens."""
+        return 2 * torch.arange(self.k.shape[2]).expand(len(self.k), -1)
+
+    def missing(self) -> torch.Tensor:
+        """Return those of the six cached tokens that no valid slot holds."""
+        held = self.ordinals()[0][self.valid()[0]]
+        return torch.tensor([i not in held for i in range(6)]).expand(len(self.k), -1)
+
     def head_positions(self) -> torch.Tensor:
         """Return the positions of the slots, which both key heads share."""
         return self.positions()[:, None].expand(-1, 2, -1)
@@ -1015,6 +1026,36 @@ def tokens_within(b: Bench) -> Any:
     return TokensWithin(found, outer), [[row[0], row[2]] for row in rows]
 
 
+@case(TokensNew)
+def tokens_new(b: Bench) -> Any:
+    pos = b.data(
+        torch.zeros(b.size("B"), b.size("T"), dtype=torch.int64), "B", "T", dtype=DType.I64
+    )
+    return TokensNew(pos, dim("T + 2")), [[i + b.size("T + 2") for i in range(b.size("T"))]] * len(
+        b[pos]
+    )
+
+
+@case(TokensRevive, "whole", "placed", "none")
+def tokens_revive(b: Bench, parked: str) -> Any:
+    """Of tokens 0 to 5 the state lacks 1, 2, 3 and 5; a placed one parks 0, 2 and 4."""
+    batch = b.size("B")
+    behind, fresh = (
+        own_state(b, 3),
+        b.state(TokenSet(dim("B"), 1, 8), Tokens(torch.full((batch, 1), 7))),
+    )
+    if parked == "placed":
+        held, slots = own_state(b, 3), {}
+    else:
+        kind = KV(dim("B"), 2, 8, 4, 3, DType.F32)
+        k, v = torch.randn(batch, 2, 8, 4), torch.randn(batch, 2, 8, 3)
+        held, slots = b.state(kind, FunctionalKV(k, v)), {1: 1, 2: 2, 3: 3, 5: 5}
+    scores = b.x("B", 8 if slots else 3, dtype=DType.F32)
+    best = [sorted(slots, key=lambda s: -row[s])[:2] for row in b[scores].tolist()]
+    back = best if slots else [[-1, -1]] * batch
+    return TokensRevive(scores, held, behind, fresh, 2), (back, [[7, *row] for row in back])
+
+
 @case(TokensSelect, "few", "all", "at-least")
 def tokens_select(b: Bench, how: str) -> Any:
     keep, at_least = {"few": (0.4, 1), "all": (1.0, 1), "at-least": (0.1, 2)}[how]
@@ -1100,6 +1141,19 @@ def mask_state(b: Bench) -> Any:
     cached = torch.tensor([True, False, True]) & mask[:, :, :2].any(-1, keepdim=True)
     found = b.mask(mask, "B", "T", "T + 2")
     return MaskState(found, own_state(b, 3)), torch.cat([cached, mask[:, :, 2:]], 2)
+
+
+@case(MaskState)
+def mask_state_with_tokens_that_come_back(b: Bench) -> Any:
+    """Slots hold tokens 0, 2 (not valid) and 4; the new ones are 6 and 7, and 3 comes back."""
+    batch = b.size("B")
+    mask = torch.rand(batch, 2, 8) < 0.5
+    mask[:, :, 0], mask[:, :, 6:] = True, torch.ones(2, 2, dtype=torch.bool).tril()
+    going = Tokens(torch.tensor([[6, 7, 3]]).expand(batch, -1))
+    found = b.mask(mask, "B", 2, 8)
+    op = MaskState(found, own_state(b, 3), b.state(TokenSet(dim("B"), 3, 8), going))
+    rows = [[1, 0, 1, 1, 0, 1], [1, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 1]]
+    return op, torch.tensor(rows, dtype=torch.bool).expand(batch, -1, -1)
 
 
 @case(ScoreAttention, "plain", "mask", "softcap", "sinks")

@@ -62,7 +62,7 @@ def test_types_print_to_the_same_bytes(type_: ir.Type) -> None:
 def test_strategies_make_every_op_kind() -> None:
     made = {o.kind for i in range(80) for o in random_module(Random(i), ir.Stage.GRAPH).ops()}
     assert made == set(ir.OPS)
-    state = {"kv.append", "kv.evict", "kv.read", "kv.positions", "mask.state"}
+    state = {"kv.append", "kv.evict", "kv.read", "kv.positions", "mask.state", "tokens.revive"}
     assert set(MAKERS) | {"layer"} | state == set(ir.OPS)
 
 

@@ -21,10 +21,12 @@ def costs(before: Module, after: Module) -> tuple[float, float]:
 @pytest.mark.parametrize("keep", [0.25, 0.5])
 def test_decode_after_pruning_costs_no_more_than_before_and_its_new_ops(keep: float) -> None:
     known = family("llama")
-    made = run(known, "prune-tokens", {"keep": keep, "at_least": 2}).module
-    assert (
-        costs(known.stepped.module, made)[1] < 1.2
-    )  # a mask and little more, on a model of two layers
+    options = {"keep": keep, "at_least": 2}
+    made = run(known, "prune-tokens", options | {"revive": 0}).module
+    plain = costs(known.stepped.module, made)[1]
+    assert plain < 1.2  # a mask and little more, on a model of two layers
+    back = costs(known.stepped.module, run(known, "prune-tokens", options).module)[1]
+    assert plain < back < 2  # two rows in the second layer, and the launches of a score
 
 
 def test_what_a_state_holds_after_a_prompt_is_what_the_cost_model_says() -> None:

@@ -151,9 +151,9 @@ def test_going_back_behind_an_eviction_is_refused() -> None:
 def test_it_composes_behind_prune_tokens(scorer: str) -> None:
     known, ids = family("llama"), tokens(1, LENGTH)
     noise = " noise=false" if scorer == "keyformer" else ""
-    text = f"prune-tokens{{keep=0.5 at_least=3}}, evict-kv{{at_least=3 scorer={scorer}{noise}}}"
-    module = Pipeline.parse(text).run(known.stepped.module).module
-    pruned = run(known, "prune-tokens", {"keep": 0.5, "at_least": 3}).module
+    pruned = run(known, "prune-tokens", {"keep": 0.5, "at_least": 3, "revive": 0}).module
+    evict = Pipeline.parse(f"evict-kv{{at_least=3 scorer={scorer}{noise}}}")
+    module = evict.run(pruned).module
     talk, other = session(known, module), session(known, pruned)
     first, wanted = (s.feed(ids, rows=Rows.LAST) for s in (talk, other))
     torch.testing.assert_close(first, wanted, atol=1e-5, rtol=1e-5)
@@ -163,9 +163,15 @@ def test_it_composes_behind_prune_tokens(scorer: str) -> None:
 
 
 def test_noise_is_refused_where_some_tokens_are_no_queries() -> None:
-    text = "prune-tokens{at_least=3}, evict-kv{at_least=3 scorer=keyformer}"
+    text = "prune-tokens{at_least=3 revive=0}, evict-kv{at_least=3 scorer=keyformer}"
     found = Pipeline.parse(text).run(family("llama").stepped.module)
     assert "give noise=false" in found.missed[-1].reason
+
+
+def test_it_is_refused_where_dropped_tokens_come_back() -> None:
+    text = "prune-tokens{at_least=3}, evict-kv{at_least=3}"
+    found = Pipeline.parse(text).run(family("llama").stepped.module)
+    assert "give prune-tokens{revive=0}" in found.missed[-1].reason
 
 
 def test_the_other_order_is_refused_with_the_right_one() -> None:
