@@ -21,6 +21,8 @@ from elidir.frontends import NEWLINE, Options, Pictured, Program, Shape, build
 from elidir.ir import ElidirError, Stage
 from elidir.passes import Fixpoint, Pass, Pipeline, framed
 
+INCREMENTALIZE = "incrementalize"  # is for the language model: what it says of pictures helps none
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
@@ -251,7 +253,9 @@ class CompiledPictures(Compiled):
         """Return what each pass did in either part, or why it did not."""
         text = "language model\n" + explain_program(self.program)
         for shape, program in self.vision.items():
-            text += f"pictures of {shape.partitions} partitions\n" + explain_program(program)
+            lines = explain_program(program).splitlines(keepends=True)
+            said = (line for line in lines if not line.startswith(INCREMENTALIZE))
+            text += f"pictures of {shape.partitions} partitions\n" + "".join(said)
         return text
 
 
