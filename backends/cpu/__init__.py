@@ -13,6 +13,7 @@ from elidir.backends.cpu import (
     linear,  # noqa: F401
     norm,  # noqa: F401
     rope,  # noqa: F401
+    scores,  # noqa: F401
 )
 from elidir.backends.cpu.joined import Joined
 from elidir.backends.cpu.measure import measure_host, write_host

@@ -1,4 +1,4 @@
-"""One native op by itself, over tensors of any number of rows: a tape of one record.
+"""One native op by itself, over tensors of any number of rows: a tape of one record, or of two.
 
 This is how row-wise ops run where many rows come at once. Arithmetic is float32 and rows are
 rounded once, when they are written. Whole runs of ops over few rows are in `joined`.
@@ -21,20 +21,27 @@ class Alone:
     """A record over tensors, whose last axis is channels and whose others are rows.
 
     Args:
-        code: what it does.
+        code: what it does; several do it one after another.
         held: tensors that the fields refer to by address.
         fields: of the record.
     """
 
-    def __init__(self, code: Code, held: Sequence[Any] = (), **fields: Any) -> None:
+    def __init__(
+        self, code: Code | tuple[Code, ...], held: Sequence[Any] = (), **fields: Any
+    ) -> None:
         self.held = tuple(held)
-        self._records = (Record * 1)(Record(code=code, **fields))
-        record = self._records[0]
-        for i, view in enumerate((*record.ins, *record.outs)):
-            view.slot, view.strides[0] = FIRST_OUTER + i, OUTER
+        codes = (code,) if isinstance(code, Code) else code
+        self._records = (Record * len(codes))(*(Record(code=c, **fields) for c in codes))
+        for record in self._records:
+            for i, view in enumerate((*record.ins, *record.outs)):
+                view.slot, view.strides[0] = FIRST_OUTER + i, OUTER
 
     def __call__(
-        self, ins: Sequence[torch.Tensor], outs: Sequence[torch.Tensor | None], **fields: Any
+        self,
+        ins: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor | None],
+        scratch: torch.Tensor | None = None,
+        **fields: Any,
     ) -> bool:
         """Fill `outs`, in the shape of the first of which rows are counted.
 
@@ -43,14 +50,14 @@ class Alone:
         """
         given = [x for x in (*outs, *ins) if x is not None]
         shape = _padded(given[0].shape, 1)
-        records = (Record * 1).from_buffer_copy(self._records)
-        record = records[0]
-        record.type = next(TYPES[x.dtype] for x in given if x.dtype in TYPES)
-        record.dims, record.width = shape[:3], shape[3]
-        for name, value in fields.items():
-            setattr(record, name, value)
+        kind = next(TYPES[x.dtype] for x in given if x.dtype in TYPES)
+        fields = {"type": kind, "dims": shape[:3], "width": shape[3], **fields}
+        records = type(self._records).from_buffer_copy(self._records)
+        for record in records:
+            for name, value in fields.items():
+                setattr(record, name, value)
         taken = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in ins]
-        words = [*_NOTHING, *_NOTHING]
+        words = [*_NOTHING, address(scratch), *_NOTHING[1:]]
         for group, size in ((taken, 4), (outs, 3)):
             for x in group:
                 words += _NOTHING if x is None else (address(x), *_padded(x.stride(), 0)[:3], 0)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import torch
+
 from elidir.backends.cpu.grids import KINDS, Rounding, outputs, packed, rounding, scales
 from elidir.backends.cpu.maker import Maker, Spot, dense, padded, storage_type
 from elidir.backends.cpu.native.records import FUNCTIONS, RUN_OF_KEYS, TYPES, WIDEST_HEAD, Code
@@ -317,20 +319,14 @@ def _has_narrow_heads(op: Attention) -> bool:
 def attention(op: Attention, m: Maker) -> None:
     """Scores, softmax, mix: for each run of keys, then put together."""
     q, k, v, out = m.spot(op.q), m.spot(op.k), m.spot(op.v), m.new(op.result)
-    mixed = v.dims[3]
-    m.scratch = max(m.scratch, q.dims[0] * q.dims[1] * q.dims[2] * (mixed + 2))
-    ins = [q, k, v, *([] if op.bias is None else [m.spot(op.bias)])]
+    scored = m.scored.get(op.result)
     rows = replace(out, dims=(*q.dims[:3], q.dims[3]), strides=dense(out.dims))
-    fields = {
-        "type": TYPES[k.dtype],
-        "fn": int(op.bias is not None),
-        "number": op.scale,
-        "limit": op.softcap or 0.0,
-        "weight": m.vector(op.sinks),
-        "extra": (k.dims[1], mixed, *_keys_and_mask(op, m, k)),
-    }
+    ins, fields = _attending(op, m, k, v.dims[3], scored is not None)
+    ins.insert(2, v)
     m.emit(Code.ATTEND, ins, [rows], **fields)
     m.emit(Code.MERGE, ins, [rows], **fields)
+    if scored is not None:
+        m.emit(Code.GAIN, ins, [replace(m.spot(scored), dims=q.dims)], **fields)
 
 
 def _is_without_noise(op: ScoreAttention) -> bool:
@@ -341,24 +337,40 @@ def _is_without_noise(op: ScoreAttention) -> bool:
 @form(ScoreAttention, _is_without_noise)
 def score_attention(op: ScoreAttention, m: Maker) -> None:
     """What each key gets, in memory that the caller gives: it is as long as the cache."""
+    if op.result in m.scored.values():
+        return  # the attention beside it has made it
     q, k, out = m.spot(op.q), m.spot(op.k), m.spot(op.result)
-    m.scratch = max(m.scratch, q.dims[0] * k.dims[1] * (RUN_OF_KEYS + 2))
-    ins = [q, k, k, *([] if op.bias is None else [m.spot(op.bias)])]
-    fields = {
-        "type": TYPES[k.dtype],
-        "fn": int(op.bias is not None),
+    ins, fields = _attending(op, m, k, 0, True)
+    ins.insert(2, k)
+    for code in (Code.ATTEND, Code.GAIN):
+        m.emit(code, ins, [replace(out, dims=q.dims)], **fields)
+
+
+def _attending(
+    op: Attention | ScoreAttention, m: Maker, k: Spot, mixed: int, keeps: bool
+) -> tuple[list[Spot], dict[str, Any]]:
+    """Return what the records read but for values of so many channels, and their fields."""
+    q, step = m.spot(op.q), mixed + 2 + (RUN_OF_KEYS if keeps else 0)
+    m.scratch = max(m.scratch, q.dims[0] * q.dims[1] * q.dims[2] * step)
+    m.keys = max(m.keys, k.dims[2])
+    keys = -1 if k.strides is None else k.dims[2]
+    mask = -1 if op.mask is None else m.spot(op.mask).slot
+    fields = attending(op, m.vector(op.sinks), k.dtype, keeps)
+    fields["extra"] = (k.dims[1], mixed, keys, mask)
+    return [q, k, *([] if op.bias is None else [m.spot(op.bias)])], fields
+
+
+def attending(
+    op: Attention | ScoreAttention, sinks: int, dtype: torch.dtype, keeps: bool
+) -> dict[str, Any]:
+    """Return what a record says of an op that attends: sinks by address, and whether it keeps."""
+    return {
+        "type": TYPES[dtype],
+        "fn": int(op.bias is not None) + 2 * keeps,
         "number": op.scale,
         "limit": op.softcap or 0.0,
-        "weight": m.vector(op.sinks),
-        "extra": (k.dims[1], 0, *_keys_and_mask(op, m, k)),
+        "weight": sinks,
     }
-    m.emit(Code.GAIN, ins, [replace(out, dims=q.dims)], **fields)
-
-
-def _keys_and_mask(op: Attention | ScoreAttention, m: Maker, k: Spot) -> tuple[int, int]:
-    mask = -1 if op.mask is None else m.spot(op.mask).slot
-    m.keys = max(m.keys, k.dims[2])
-    return (-1 if k.strides is None else k.dims[2]), mask
 
 
 def append(m: Maker, new: Value, cache: Spot) -> None:

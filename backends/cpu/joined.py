@@ -83,6 +83,11 @@ class Joined:
             found = self._tapes[key] = made
         return found
 
+    @property
+    def made(self) -> tuple[Tape, ...]:
+        """The records that are kept, each for its sizes."""
+        return tuple(self._tapes.values())
+
     # ---- what the records point to
 
     def _inputs(

@@ -72,6 +72,7 @@ class Layout:
         attends = [op for op in run.ops if isinstance(op, Attention | ScoreAttention)]
         self.biases = {op.bias for op in attends} - {None}
         self.gains = [(op.result, op.k) for op in attends if isinstance(op, ScoreAttention)]
+        self.scored = _beside(attends)
         self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
         self.appends = [(op.result, op.kv, op.tokens) for op in appends]
         self.evictions = [op for op in run.ops if isinstance(op, KvEvict)]
@@ -116,7 +117,7 @@ class Layout:
 
     def make(self, size: Evaluate, weights: Weights) -> Tape:
         """Return the records at the sizes that `size` gives for dimensions."""
-        m = Maker(size, weights, {}, self.dies)
+        m = Maker(size, weights, {}, self.dies, self.scored)
         for value in self.run.inputs:
             if not isinstance(value.type, KV | TokenSet):
                 self._place(m, value)
@@ -166,3 +167,14 @@ class Layout:
                 m.put(value, self._cache(m, op.kv, which))
         elif not isinstance(op, KvEvict):  # which is noted by the state, and done between steps
             forms.FORMS[op.kind][0](op, m)
+
+
+def _beside(attends: Sequence[Attention | ScoreAttention]) -> dict[Value, Value]:
+    """Return the scores that an attention has made of all its queries, by what it makes."""
+
+    def read(op: Attention | ScoreAttention) -> tuple[Any, ...]:
+        return op.q, op.k, op.mask, op.bias, op.sinks, op.scale, op.softcap
+
+    made = {read(op): op.result for op in attends if isinstance(op, Attention)}
+    scores = [op for op in attends if isinstance(op, ScoreAttention)]
+    return {made[read(op)]: op.result for op in scores if read(op) in made}

@@ -79,12 +79,14 @@ class Maker:
         weights: of the program.
         spots: of each value; those that the caller gives are there from the start.
         dies: the values of which an op, by number, is the last reader.
+        scored: what attention makes, and the scores of its keys that are wanted beside it.
     """
 
     size: Evaluate
     weights: Weights
     spots: dict[Value, Spot]
     dies: Mapping[int, Sequence[Value]]
+    scored: Mapping[Value, Value] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # which op each record belongs to
     held: list[Any] = field(default_factory=list)

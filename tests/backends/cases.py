@@ -1156,22 +1156,28 @@ def mask_state_with_tokens_that_come_back(b: Bench) -> Any:
     return op, torch.tensor(rows, dtype=torch.bool).expand(batch, -1, -1)
 
 
-@case(ScoreAttention, "plain", "mask", "softcap", "sinks")
+@case(ScoreAttention, "plain", "mask", "softcap", "sinks", "few", "bias")
 def score_attention(b: Bench, how: str) -> Any:
-    q, k = b.x("B", 4, 70, 4, dtype=b.dtype), b.x("B", 2, "T", 4, dtype=b.dtype)
-    found = torch.rand(b.size("B"), 70, b.size("T")) < 0.7
+    rows = 2 if how in ("few", "bias") else 70
+    q, k = b.x("B", 4, rows, 4, dtype=b.dtype), b.x("B", 2, "T", 4, dtype=b.dtype)
+    found = torch.rand(b.size("B"), rows, b.size("T")) < 0.7
     found[:, :, 0] = True
-    mask = b.mask(found, "B", 70, "T") if how == "mask" else None
-    sinks, softcap = (b.w(4) if how == "sinks" else None), (1.5 if how == "softcap" else None)
+    mask = b.mask(found, "B", rows, "T") if how in ("mask", "few") else None
+    bias = b.x("B", 4, rows, "T", dtype=b.dtype) if how == "bias" else None
+    sinks, softcap = (
+        (b.w(4) if how in ("sinks", "few") else None),
+        1.5 if how == "softcap" else None,
+    )
     scores = b[q] @ b[k].repeat_interleave(2, 1).transpose(-1, -2) * 0.4
     scores = 1.5 * (scores / 1.5).tanh() if softcap else scores
+    scores = scores if bias is None else scores + b[bias]
     scores = scores.masked_fill(~found[:, None], -torch.inf) if mask else scores
     weight = scores.exp()
     share = weight.sum(-1, keepdim=True)
     share = share if sinks is None else share + b[sinks].exp()[None, :, None, None]
     given = (weight / share).sum(2)
     wanted = (given[:, 0::2] + given[:, 1::2]) / 2
-    return ScoreAttention(q, k, mask, sinks=sinks, scale=0.4, softcap=softcap), wanted
+    return ScoreAttention(q, k, mask, bias, sinks, scale=0.4, softcap=softcap), wanted
 
 
 WORD = 1 << 32

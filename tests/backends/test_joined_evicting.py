@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from elidir.backends import Executable, WeightStore, lower
+from elidir.backends.cpu.joined import Joined
+from elidir.backends.cpu.native.records import Code
 from elidir.backends.runtime import Session
 from elidir.ir import DType, ScoreAttention, parse_module
 from elidir.passes import Pipeline
@@ -78,6 +80,16 @@ def test_keys_in_several_runs_are_scored_together() -> None:
 def test_a_step_is_one_run_behind_the_mask(scorer: str) -> None:
     fast, _ = made(f"scorer={scorer} tokens=7 sinks=1")
     assert [(s.start, s.stop) for s in fast.stretches] == [(1, len(fast.instructions))]
+
+
+def test_attention_is_read_once_where_its_scores_are_wanted_too() -> None:
+    fast, _ = made("scorer=h2o tokens=7")
+    fed(fast, 1, [4, 1])
+    (stretch,) = fast.stretches
+    assert isinstance(stretch.call, Joined)
+    for tape in stretch.call.made:
+        codes = [r.code for r in tape.records]
+        assert codes.count(Code.GAIN) == codes.count(Code.ATTEND) == 2
 
 
 def test_noise_is_left_to_the_reference() -> None:

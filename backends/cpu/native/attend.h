@@ -2,7 +2,8 @@
 //
 // Keys are taken in runs of kKeys, always the same ones, so that threads can share one head's keys
 // and the result still does not depend on how many threads there are: `attend` leaves for each run
-// the highest score, the sum of exponentials and their mix of values; `merge` puts runs together.
+// the highest score, the sum of exponentials and their mix of values; `merge` puts runs together,
+// and `gain` adds up what each key got.
 
 #pragma once
 
@@ -28,8 +29,9 @@ void append(const Call& call, const Record& r, const Share& s) {
 }
 
 // What attention reads: in[0] queries [B, H, N, width], in[1] keys, in[2] values; in[3] a bias
-// [B, H, N, S] if fn has 1 in it. extra: key heads, channels of values, keys if no cache says so,
-// slot of the mask or -1. The scratch of a query and a run is maximum, sum, mix.
+// [B, H, N, S] if fn has 1 in it. extra: key heads, channels of values (none if only weights are
+// asked for), keys if no cache says so, slot of the mask or -1. The scratch of a query and a run is
+// maximum, sum, mix, and if fn has 2 in it the keys' weights.
 template <class T>
 struct Attention {
   const Record& r;
@@ -37,7 +39,7 @@ struct Attention {
   Rows<T> k, v;
   const Outer* mask;
   float* scratch;
-  long keys, runs, group, mixed;
+  long keys, runs, group, mixed, step;
 
   Attention(const Call& call, const Record& record)
       : r(record), q(rows<float>(call, r, r.in[0])), bias(rows<float>(call, r, r.in[3])),
@@ -48,10 +50,12 @@ struct Attention {
     runs = (keys + kKeys - 1) / kKeys;
     group = r.dims[1] / r.extra[0];
     mixed = r.extra[1];
+    step = 2 + mixed + (keeps() ? kKeys : 0);
   }
+  bool keeps() const { return r.fn & 2; }
   float* partial(long batch, long head, long token, long run) const {
     const long row = (batch * r.dims[1] + head) * r.dims[2] + token;
-    return scratch + (row * runs + run) * (mixed + 2);
+    return scratch + (row * runs + run) * step;
   }
   bool sees(long batch, long token, long key) const {
     const int64_t* s = mask->strides;
@@ -144,6 +148,7 @@ void attend_some(const Attention<T>& a, long batch, long g, long run, long first
   for (int j = 0; j < COUNT; ++j) {
     const long head = g * a.group + (first + j) / r.dims[2], token = (first + j) % r.dims[2];
     weigh(a, batch, head, token, start, count, scores[j], mixed[j] - 2);
+    if (a.keeps()) memcpy(mixed[j] + a.mixed, scores[j], count * sizeof(float));
   }
   const T* values = a.v.at(batch, g, start);
   const long stride = a.v.strides[2];
@@ -164,39 +169,6 @@ void attend_some(const Attention<T>& a, long batch, long g, long run, long first
   }
 }
 
-// Adds to `out` what the keys of a group get of its i-th query.
-template <class T>
-void gain_of(const Attention<T>& a, long batch, long g, long i, float* parts, float* out) {
-  const Record& r = a.r;
-  const long head = g * a.group + i / r.dims[2], token = i % r.dims[2], step = kKeys + 2;
-  const float* q = a.q.at(batch, head, token);
-  const float* sinks = reinterpret_cast<const float*>(r.weight);
-  float padded[kWidest] = {}, scores[1][kKeys];
-  if (r.width % kLanes) q = static_cast<float*>(memcpy(padded, q, r.width * sizeof(float)));
-  float highest = sinks ? sinks[head] : -INFINITY;
-  for (long run = 0; run < a.runs; ++run) {
-    const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
-    float* part = parts + run * step;
-    score<1>(a.k.at(batch, g, start), a.k.strides[2], count, r.width, &q, scores);
-    weigh(a, batch, head, token, start, count, scores[0], part);
-    memcpy(part + 2, scores[0], count * sizeof(float));
-    if (part[0] > highest) highest = part[0];
-  }
-  float sum = sinks ? expf(sinks[head] - highest) : 0;
-  for (long run = 0; run < a.runs; ++run)
-    if (parts[run * step] > -INFINITY)
-      sum += parts[run * step + 1] * expf(parts[run * step] - highest);
-  for (long run = 0; run < a.runs; ++run) {
-    const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
-    const float* part = parts + run * step;
-    if (part[0] == -INFINITY) continue;
-    const float share = expf(part[0] - highest) / (sum * a.group);
-    channels(count, [&](long t, auto n) {
-      store(fused(load(part + 2 + t, n), every(share), load(out + start + t, n)), out + start + t, n);
-    });
-  }
-}
-
 template <class T>
 void attend(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
@@ -213,50 +185,75 @@ void attend(const Call& call, const Record& r, const Share& share) {
   }
 }
 
-// What each key gets of the queries' attention, the mean over the heads of its group: rows [B, G, S]
-// one after another in the slot of out[0]. The scratch of a group and a run is maximum, sum, weights.
+// The highest score of a query over all runs and the sum of exponentials, sinks (one logit for each
+// head, or none) among them; -INFINITY if it sees no key.
+struct Whole {
+  float highest, sum;
+};
+
 template <class T>
-void gain(const Call& call, const Record& r, const Share& share) {
-  const Attention<T> a(call, r);
-  const long groups = r.extra[0], step = kKeys + 2;
-  float* rows = reinterpret_cast<float*>(call.outers[r.out[0].slot].data);
-  for (long item; (item = share.next()) < r.dims[0] * groups;) {
-    float *out = rows + item * a.keys, *parts = a.scratch + item * a.runs * step;
-    memset(out, 0, a.keys * sizeof(float));
-    for (long i = 0; i < a.group * r.dims[2]; ++i)
-      gain_of(a, item / groups, item % groups, i, parts, out);
-  }
+Whole whole(const Attention<T>& a, long head, const float* part) {
+  const float* sinks = reinterpret_cast<const float*>(a.r.weight);
+  Whole w{-INFINITY, 0};
+  for (long run = 0; run < a.runs; ++run)
+    if (part[run * a.step] > w.highest) w.highest = part[run * a.step];
+  if (w.highest == -INFINITY) return w;
+  if (sinks && sinks[head] > w.highest) w.highest = sinks[head];
+  if (sinks) w.sum = expf(sinks[head] - w.highest);
+  for (long run = 0; run < a.runs; ++run)
+    w.sum += part[run * a.step + 1] * expf(part[run * a.step] - w.highest);
+  return w;
 }
 
-// out[0] is [1, B, N, H * mixed]; `weight` the sinks, one logit for each head, or null.
+// out[0] is [1, B, N, H * mixed]; `weight` the sinks, or null.
 template <class T>
 void merge(const Call& call, const Record& r, const Share& s) {
   const Attention<T> a(call, r);
   const Rows<float> y = rows<float>(call, r, r.out[0]);
-  const float* sinks = reinterpret_cast<const float*>(r.weight);
   const long count = count_rows(r);
   for (long row = s.begin(count); row < s.end(count); ++row) {
     const long batch = row / (r.dims[1] * r.dims[2]), head = row / r.dims[2] % r.dims[1];
     const long token = row % r.dims[2];
     float* to = y.at(0, batch, token) + head * a.mixed;
     const float* part = a.partial(batch, head, token, 0);
-    const long step = a.mixed + 2;
-    float highest = -INFINITY, sum = 0;
-    for (long run = 0; run < a.runs; ++run)
-      if (part[run * step] > highest) highest = part[run * step];
+    const Whole w = whole(a, head, part);
     memset(to, 0, a.mixed * sizeof(float));
-    if (highest == -INFINITY) continue;  // it may see no key
-    if (sinks && sinks[head] > highest) highest = sinks[head];
-    if (sinks) sum = expf(sinks[head] - highest);
+    if (w.highest == -INFINITY) continue;  // it may see no key
     for (long run = 0; run < a.runs; ++run) {
-      const float* from = part + run * step;
-      const float share = expf(from[0] - highest);
-      sum += from[1] * share;
+      const float* from = part + run * a.step;
+      const float share = expf(from[0] - w.highest);
       channels(a.mixed, [&](long i, auto n) {
         store(fused(load(from + 2 + i, n), every(share), load(to + i, n)), to + i, n);
       });
     }
-    channels(a.mixed, [&](long i, auto n) { store(load(to + i, n) / sum, to + i, n); });
+    channels(a.mixed, [&](long i, auto n) { store(load(to + i, n) / w.sum, to + i, n); });
+  }
+}
+
+// What each key gets of the queries' attention, the mean over the heads of its group: rows [B, G, S]
+// one after another in the slot of out[0]. It reads the weights that `attend` has left.
+template <class T>
+void gain(const Call& call, const Record& r, const Share& share) {
+  const Attention<T> a(call, r);
+  const long groups = r.extra[0], items = r.dims[0] * groups * a.runs;
+  float* rows = reinterpret_cast<float*>(call.outers[r.out[0].slot].data);
+  for (long item; (item = share.next()) < items;) {
+    const long batch = item / (groups * a.runs), g = item / a.runs % groups, run = item % a.runs;
+    const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
+    float* out = rows + (batch * groups + g) * a.keys + start;
+    memset(out, 0, count * sizeof(float));
+    for (long i = 0; i < a.group * r.dims[2]; ++i) {
+      const long head = g * a.group + i / r.dims[2];
+      const float* part = a.partial(batch, head, i % r.dims[2], 0);
+      const float* own = part + run * a.step;
+      if (own[0] == -INFINITY) continue;
+      const Whole w = whole(a, head, part);
+      const float part_of = expf(own[0] - w.highest) / (w.sum * a.group);
+      const float* weights = own + 2 + a.mixed;
+      channels(count, [&](long t, auto n) {
+        store(fused(load(weights + t, n), every(part_of), load(out + t, n)), out + t, n);
+      });
+    }
   }
 }
 

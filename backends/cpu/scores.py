@@ -1,0 +1,133 @@
+"""What keys get of attention, `score.attention` by itself: in the native library, or in torch.
+
+A few queries are scored natively, keys being read where they lie. Many are products of torch's,
+those that share a key head being rows of one, and what lies above a causal mask is left out. Noise
+is the reference's affair, as are heads too wide for the library.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from elidir.backends.cpu.alone import Alone, address
+from elidir.backends.cpu.forms import attending
+from elidir.backends.cpu.memo import Memo
+from elidir.backends.cpu.native import tape
+from elidir.backends.cpu.native.records import FIRST_OUTER, RUN_OF_KEYS, WIDEST_HEAD, Code
+from elidir.backends.cpu.registry import kernel
+from elidir.backends.cpu.stored import vector
+from elidir.backends.dtypes import torch_dtype
+from elidir.backends.protocol import Answer, Kernel, No, Yes
+from elidir.backends.weights import Weights
+from elidir.ir import ScoreAttention
+
+FEW_QUERIES = 4  # more are faster as products
+QUERIES_AT_ONCE = 64
+_MASK = FIRST_OUTER + 5  # the slot of a second output
+
+Scores = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor
+]
+
+
+def _is_plain(op: ScoreAttention) -> Answer:
+    if op.seed is not None:
+        return No("draws noise")
+    width = op.q.tensor.dims[3]
+    return Yes() if isinstance(width, int) and width <= WIDEST_HEAD else No("has very wide heads")
+
+
+@kernel(ScoreAttention, _is_plain)
+def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
+    """Attention of the given queries, added up over them."""
+    native, takes_mask, takes_bias = _native(op, weights), op.mask is not None, op.bias is not None
+    products = _products(op, weights)
+
+    def run(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        mask = rest[0] if takes_mask else None
+        bias = rest[-1] if takes_bias else None
+        few = tape.available() and q.shape[2] <= FEW_QUERIES
+        return (native if few else products)(q, k, mask, bias)
+
+    return run
+
+
+def _native(op: ScoreAttention, weights: Weights) -> Scores:
+    sinks, dtype = vector(weights, op.sinks), torch_dtype(op.k.tensor.dtype)
+    fields = attending(op, address(sinks), dtype, keeps=True)
+    made = Alone((Code.ATTEND, Code.GAIN), (sinks,), **fields)
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        (batch, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
+        runs = -(-keys // RUN_OF_KEYS)
+        out = torch.empty(batch, groups, keys)
+        scratch = torch.empty(batch * heads * rows * runs * (2 + RUN_OF_KEYS))
+        ins, seen = [q.float(), k, k], None
+        if bias is not None:
+            ins.append(bias.float().expand(batch, heads, rows, keys))
+        if mask is not None:
+            seen = mask.expand(batch, rows, keys)[..., None]
+        extra = (groups, 0, keys, -1 if seen is None else _MASK)
+        sizes = {"type": fields["type"], "dims": (batch, heads, rows), "width": width}
+        made(ins, [out, seen], scratch, extra=extra, **sizes)
+        return out
+
+    return run
+
+
+def _reach(mask: torch.Tensor) -> list[int]:
+    """Return, for each block of queries, how many keys its queries see at most."""
+    seen = mask.any(0)
+    keys = torch.arange(1, seen.shape[1] + 1)
+    last = (seen * keys).amax(1)
+    return [int(part.max()) for part in last.split(QUERIES_AT_ONCE)]
+
+
+REACH = Memo(_reach)
+
+
+def _products(op: ScoreAttention, weights: Weights) -> Scores:
+    """Return what scores many queries; [B, G, H / G * R, D] at once, against the keys they see."""
+    sinks = None if op.sinks is None else weights.load(op.sinks).float()
+    scale, cap = op.scale, op.softcap
+
+    def some(
+        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        batch, heads, rows, width = q.shape
+        groups = k.shape[1]
+        scores = (q * scale).reshape(batch, groups, -1, width) @ k.transpose(-1, -2)
+        scores = scores.view(batch, heads, rows, -1)
+        if cap is not None:
+            scores.div_(cap).tanh_().mul_(cap)
+        if bias is not None:
+            scores += bias
+        if mask is not None:
+            scores.masked_fill_(~mask[:, None], -torch.inf)
+        if sinks is not None:
+            column = sinks[None, :, None, None].expand(batch, heads, rows, 1)
+            scores = torch.cat([scores, column], -1)
+        share = scores.softmax(-1)[..., : k.shape[2]]
+        return share.unflatten(1, (groups, -1)).sum((2, 3))
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, keys = q.shape[2], k.shape[2]
+        q, k = q.float(), k.float()
+        total = torch.zeros(k.shape[:3])
+        full = mask is None or mask.shape[1] != rows
+        reach = REACH(mask) if mask is not None and not full else None
+        for at, start in enumerate(range(0, rows, QUERIES_AT_ONCE)):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            end = keys if reach is None else reach[at]
+            own = None if mask is None else mask[:, slice(None) if full else part, :end]
+            added = None if bias is None else bias[..., :end]
+            if added is not None and added.shape[2] == rows:
+                added = added[:, :, part]
+            total[:, :, :end] += some(q[:, :, part], k[:, :, :end], own, added)
+        return total.div_(q.shape[1] // k.shape[1])
+
+    return run
