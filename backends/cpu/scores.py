@@ -89,45 +89,55 @@ REACH = Memo(_reach)
 
 
 def _products(op: ScoreAttention, weights: Weights) -> Scores:
-    """Return what scores many queries; [B, G, H / G * R, D] at once, against the keys they see."""
-    sinks = None if op.sinks is None else weights.load(op.sinks).float()
-    scale, cap = op.scale, op.softcap
-
-    def some(
-        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        batch, heads, rows, width = q.shape
-        groups = k.shape[1]
-        scores = (q * scale).reshape(batch, groups, -1, width) @ k.transpose(-1, -2)
-        scores = scores.view(batch, heads, rows, -1)
-        if cap is not None:
-            scores.div_(cap).tanh_().mul_(cap)
-        if bias is not None:
-            scores += bias
-        if mask is not None:
-            scores.masked_fill_(~mask[:, None], -torch.inf)
-        if sinks is not None:
-            column = sinks[None, :, None, None].expand(batch, heads, rows, 1)
-            scores = torch.cat([scores, column], -1)
-        share = scores.softmax(-1)[..., : k.shape[2]]
-        return share.unflatten(1, (groups, -1)).sum((2, 3))
+    """Return what scores many queries, block by block against the keys that they see."""
+    sinks = None if op.sinks is None else weights.load(op.sinks).float()[None, :, None, None]
 
     def run(
         q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
     ) -> torch.Tensor:
         rows, keys = q.shape[2], k.shape[2]
-        q, k = q.float(), k.float()
+        q, k = q.float() * op.scale, k.float()
         total = torch.zeros(k.shape[:3])
-        full = mask is None or mask.shape[1] != rows
-        reach = REACH(mask) if mask is not None and not full else None
-        for at, start in enumerate(range(0, rows, QUERIES_AT_ONCE)):
-            part = slice(start, start + QUERIES_AT_ONCE)
-            end = keys if reach is None else reach[at]
-            own = None if mask is None else mask[:, slice(None) if full else part, :end]
-            added = None if bias is None else bias[..., :end]
-            if added is not None and added.shape[2] == rows:
-                added = added[:, :, part]
-            total[:, :, :end] += some(q[:, :, part], k[:, :, :end], own, added)
-        return total.div_(q.shape[1] // k.shape[1])
+        reach = [keys] * rows if mask is None or mask.shape[1] != rows else REACH(mask)
+        for start, end in zip(range(0, rows, QUERIES_AT_ONCE), reach, strict=False):
+            some = slice(start, start + QUERIES_AT_ONCE)
+            own, added = _block(mask, 1, some, end), _block(bias, 2, some, end)
+            scores = _scores(q[:, :, some], k[:, :, :end], op.softcap, own, added)
+            total[:, :, :end] += _received(scores, sinks, k.shape[1])
+        return total
 
     return run
+
+
+def _block(x: torch.Tensor | None, axis: int, rows: slice, end: int) -> torch.Tensor | None:
+    """Return a mask or bias for some queries, on an axis, and the first keys."""
+    if x is None:
+        return None
+    return (x if x.shape[axis] == 1 else x[(slice(None),) * axis + (rows,)])[..., :end]
+
+
+def _scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    softcap: float | None,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return scores [B, H, R, K]; the heads that share a key head are rows of one product."""
+    batch, heads, rows, width = q.shape
+    scores = q.reshape(batch, k.shape[1], -1, width) @ k.transpose(-1, -2)
+    scores = scores.view(batch, heads, rows, -1)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    if bias is not None:
+        scores += bias
+    return scores if mask is None else scores.masked_fill_(~mask[:, None], -torch.inf)
+
+
+def _received(scores: torch.Tensor, sinks: torch.Tensor | None, groups: int) -> torch.Tensor:
+    """Return what keys get, [B, G, K]: the sum over queries, the mean over heads."""
+    keys = scores.shape[3]
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], -1)
+    shares = scores.softmax(-1)[..., :keys].unflatten(1, (groups, -1))
+    return shares.sum((2, 3)).div_(shares.shape[2])

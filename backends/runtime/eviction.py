@@ -37,9 +37,13 @@ class Due:
 def remaining(rule: KvEvict, held: Tensor, new: Tensor) -> Tensor:
     """Return how many tokens of each row stay, i64[B, 1]; see `KvEvict`."""
     share = Fraction(str(rule.keep)).limit_denominator(10_000)
-    grown = held + (new * share.numerator + share.denominator - 1) // share.denominator
-    counts = torch.minimum(held + new, grown.clamp(min=rule.at_least))
-    return counts if rule.most is None else counts.clamp(max=rule.most)
+    kept = (new * share.numerator + share.denominator - 1) // share.denominator
+    few = new < rule.prompt
+    if rule.keep < 1:
+        kept = kept.masked_fill(few, 0)
+    counts = torch.minimum(held + new, (held + kept).clamp(min=rule.at_least))
+    counts = counts if rule.most is None else counts.clamp(max=rule.most)
+    return counts if rule.in_step else torch.where(few, held + new, counts)
 
 
 def protected(rule: KvEvict, counts: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

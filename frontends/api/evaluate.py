@@ -5,7 +5,8 @@ is loaded. What is measured, and how, is in `elidir.frontends.evaluation`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from elidir.frontends import (
     task_of,
 )
 from elidir.frontends.calibration import Observations, bundled_text
+from elidir.ir import nearest
 from elidir.passes import framed
 
 
@@ -63,15 +65,39 @@ def evaluate(
         texts: as `quality` takes them; None leaves it out.
         tokenizer: elidir's own, for a model that was not named.
         chat: whether to ask through the chat template; None if there is one.
-        options: `seed` and `notify` for all; the others are those of `measure_quality`.
+        options: `seed` and `notify` for all; the others are those of the tasks that are named, and
+            with texts those of `measure_quality`.
+
+    Raises:
+        EvaluationError: an option that nothing of this call has, or a model that cannot be asked.
     """
-    asked = [task_of(t, {}) if isinstance(t, str) else t for t in tasks]
+    asked = [task_of(t, options) if isinstance(t, str) else t for t in tasks]
+    named = [task for task, t in zip(asked, tasks, strict=True) if isinstance(t, str)]
+    _check(options, named, with_text=texts is not None)
     pair = _pair(compiled)
     reads = compiled.tokenizer if tokenizer is None else tokenizer
     rounds = [Asking.of(t, *pair, reads, chat=chat) for t in asked]
-    found = None if texts is None else measure_quality(*pair, texts, tokenizer=reads, **options)
+    told = {k: v for k, v in options.items() if k in _OF_QUALITY}
+    found = None if texts is None else measure_quality(*pair, texts, tokenizer=reads, **told)
     shared = {k: options[k] for k in ("seed", "notify") if k in options}
     return Evaluation(found, tuple(r.run(**shared) for r in rounds))
+
+
+_OF_QUALITY = frozenset(signature(measure_quality).parameters) - {
+    *("dense", "compiled", "texts", "tokenizer")
+}
+
+
+def _check(options: Mapping[str, Any], named: Sequence[Task], *, with_text: bool) -> None:
+    """Raise `EvaluationError` for options that nothing has."""
+    known = {"seed", "notify", *(f.name for task in named for f in fields(task))}
+    known |= _OF_QUALITY if with_text else set()
+    if unknown := [name for name in options if name not in known]:
+        needs_text = not with_text and unknown[0] in _OF_QUALITY
+        hint = "; those of quality need texts" if needs_text else nearest(unknown[0], known)
+        raise EvaluationError(
+            f"nothing that is evaluated has the option {', '.join(unknown)}{hint}"
+        )
 
 
 WINDOWS = 8

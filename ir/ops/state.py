@@ -98,6 +98,9 @@ class KvEvict(Op):
     highest by `by`: the newest ("age"), those of small keys ("norm"), or by f32 scores [B, G, S +
     new] ("scores"), which a scored state adds up over the steps. With `shared` all key heads keep
     the same tokens, by their mean score.
+
+    A row of fewer than `prompt` new valid tokens is read as in a step, however long the others are:
+    with a `keep` of 0 unless that is 1, or, without `in_step`, all of it stays.
     """
 
     kv: Value
@@ -110,6 +113,8 @@ class KvEvict(Op):
     recent: Scalar = 0
     sinks: int = 0
     shared: bool = False
+    prompt: int = 0
+    in_step: bool = True
 
     def infer(self) -> Type:
         kv = _kv(self.kv)

@@ -115,6 +115,7 @@ class EvictKv(Pass):
             recent = method.recent if self.recent is None else self.recent
             sinks = method.sinks if self.sinks is None else self.sinks
             keep = budget.keep if seen.prompt or budget.keep == 1 else 0.0
+            fewest = max(symbols[str(prompt)].lo, least + 1) if seen.prompt else 0
             return KvEvict(
                 seen.append.result,
                 scores,
@@ -126,18 +127,20 @@ class EvictKv(Pass):
                 recent,
                 sinks,
                 shared,
+                fewest,
+                method.in_step,
                 loc=seen.append.loc,
             )
 
+        bound = module.symbols["N"].hi
+        symbols = dict(module.symbols)
+        symbols.setdefault("P", Symbol(least + 1, bound, "tokens of a prompt"))
+        symbols[str(HELD)] = Symbol(0, bound, "tokens that a state holds")
         prompt = symbol("P")
         reader = Evicting(step, rule, prompt, True, scored)
         if prefill is not None:
             prompt = prefill.region.params[0].type.dims[1]
             reader = Evicting(prefill.region, rule, N, True, scored)
-        bound = module.symbols["N"].hi
-        symbols = dict(module.symbols)
-        symbols.setdefault("P", Symbol(least + 1, bound, "tokens of a prompt"))
-        symbols[str(HELD)] = Symbol(0, bound, "tokens that a state holds")
         new = replace(module, symbols=symbols)
         new = new.with_function(Evicting(step, rule, N, False, scored).function("step"))
         return new.with_function(reader.function("prefill"))

@@ -73,6 +73,17 @@ def test_continuations_are_scored_behind_their_context(harness: Harness) -> None
         assert greedy == best
 
 
+@pytest.mark.parametrize("scorer", ["h2o", "knorm"])
+def test_a_cache_that_evicts_scores_each_continuation_behind_the_same_context(scorer: str) -> None:
+    text = f"lossless, evict-kv{{keep=0.5 at_least=4 scorer={scorer}}}"
+    compiled = elidir.compile(model(), pipeline=text)
+    harness = Harness(compiled.language_model(), Alphabet(), chunk=1)
+    pairs = [("THE SKY IS OVER THE LAND", more) for more in (" BLUE", " RED AND", " BLUE")]
+    together = harness.loglikelihoods(pairs)
+    assert together == [harness.loglikelihoods([pair])[0] for pair in pairs]
+    assert together[0] == together[2] != together[1]
+
+
 def test_what_greedy_decoding_says_is_greedy(harness: Harness) -> None:
     said = harness.until("THE SKY", {"max_gen_toks": 3})
     ids = harness.tokenizer.encode("THE SKY")

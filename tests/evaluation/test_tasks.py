@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
-from elidir.frontends import Asking, Evaluation, Needle, Passkey, Squad, Task, TaskResult, task_of
+from elidir.frontends import (
+    Asking,
+    Evaluation,
+    EvaluationError,
+    Needle,
+    Passkey,
+    Squad,
+    Task,
+    TaskResult,
+    task_of,
+)
 from elidir.frontends.evaluation import Hotpot, contains, sources, tasks
 from elidir.ir import ElidirError
 from tests.evaluation.finder import Letters, finder
+from tests.evaluation.models import exact
 
 TEXT = " ".join(f"Sentence {i} says nothing of note." for i in range(50))
 
@@ -239,3 +250,17 @@ def test_every_task_says_what_it_is() -> None:
     assert all(
         cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(") for cls in tasks().values()
     )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "says"),
+    [
+        (["passkey"], {"lenghts": (60,)}, "has the option lenghts; did you mean 'lengths'"),
+        (["passkey"], {"window": 32}, "has the option window; those of quality need texts"),
+        ([Passkey((60,))], {"lengths": (60,)}, "has the option lengths"),
+    ],
+)
+def test_options_that_nothing_has_are_named(tasks: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(EvaluationError) as error:
+        exact().evaluate(tasks, **options)
+    assert says in str(error.value)

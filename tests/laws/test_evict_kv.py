@@ -249,6 +249,28 @@ def test_padding_of_a_later_turn_gives_no_attention(scorer: str) -> None:
     torch.testing.assert_close(both.feed(again)[1:], alone.feed(again[1:]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scorer", EVICTION)
+@pytest.mark.parametrize("valid_tokens", [1, 3, 6])
+def test_a_short_turn_beside_a_long_one_is_evicted_as_alone(scorer: str, valid_tokens: int) -> None:
+    """Whether a row's turn is a prompt or a step is its own affair, and so is snapkv's window."""
+    known = family("llama")
+    made = run(known, "evict-kv", {"keep": 0.5, "at_least": 4, "scorer": scorer}).module
+    first, second = tokens(2, 20, seed=1), tokens(2, 20, seed=2)
+    valid = torch.ones(2, 20, dtype=torch.bool)
+    valid[1, : 20 - valid_tokens] = False
+    both, alone = session(known, made, 2), session(known, made)
+    both.feed(first, rows=Rows.LAST)
+    both.feed(second, valid, rows=Rows.LAST)
+    alone.feed(first[1:], rows=Rows.LAST)
+    alone.feed(second[1:, 20 - valid_tokens :], rows=Rows.LAST)
+    again = tokens(2, 2, seed=3)
+    for at in range(2):
+        new = again[:, at : at + 1]
+        torch.testing.assert_close(both.feed(new)[1:], alone.feed(new[1:]), atol=1e-5, rtol=1e-5)
+    (store,), (own,) = both.cache.placed.values(), alone.cache.placed.values()
+    assert int(store.valid[1, : store.length].sum()) == own.length
+
+
 def test_the_first_tokens_stay_though_the_newest_would_fill_the_budget() -> None:
     known = family("llama")
     options = {"keep": 0.5, "at_least": 8, "scorer": "streaming", "recent": 1.0, "sinks": 4}

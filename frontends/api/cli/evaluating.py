@@ -91,7 +91,8 @@ def eval(
     texts = _texts(text or [], names, window)
     bounds = _bounds(bound, names)
     fed = {"chunk": chunk, "singles": singles, "context": context}
-    request = {**_request(window, windows, seed, fed), "chat": chat}
+    request = {"seed": seed, "chat": chat}
+    request |= {} if texts is None else _request(window, windows, seed, fed)
     found, ran = _evaluated((model, chosen, calibration), made, texts, request)
     _tell(found, bounds, {"model": model, "pipeline": ran}, json)
 

@@ -152,18 +152,18 @@ def observe(network: Network, feeds: Feeds, needs: Sequence[str]) -> Observation
     recorders = {name: RECORDERS[name]() for name in needs}
     clean = network.clean
     program = lower(clean["forward"], clean, network.store, network.backends)
-    watch = _watching(tuple(recorders.values()))
+    weights = Weights(network.store, clean.weights)
+    watch = _watching(tuple(recorders.values()), weights)
     for call in feeds.calls:
         program.watched(watch, *call)
-    weights = Weights(network.store, clean.weights)
     found = {name: r.observation(weights) for name, r in recorders.items()}
     return Observations(found, Provenance.of(network.module, feeds))
 
 
-def _watching(recorders: tuple[Recorder, ...]) -> Watch:
+def _watching(recorders: tuple[Recorder, ...], weights: Weights) -> Watch:
     def watch(instruction: Instruction, arguments: list[Any], found: Any) -> None:
         for each in recorders:
             if each.wants(instruction.op):
-                each.see(instruction, arguments, found)
+                each.see(instruction, arguments, found, weights)
 
     return watch

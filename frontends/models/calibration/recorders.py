@@ -6,7 +6,7 @@ means to a pass is said in `elidir.passes`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +28,9 @@ class Recorder(Protocol):
     def wants(self, op: Op) -> bool:
         """Whether it looks at an op."""
 
-    def see(self, instruction: Instruction, arguments: list[Any], found: Any) -> None:
+    def see(
+        self, instruction: Instruction, arguments: list[Any], found: Any, weights: Weights
+    ) -> None:
         """Look at what an instruction read and made."""
 
     def observation(self, weights: Weights) -> Any:
@@ -101,7 +103,9 @@ class LinearInputs:
         """Look at linear maps, and at what their outputs are added into."""
         return isinstance(op, Linear | LinearSplit | Add)
 
-    def see(self, instruction: Instruction, arguments: list[Any], found: Any) -> None:
+    def see(
+        self, instruction: Instruction, arguments: list[Any], found: Any, weights: Weights
+    ) -> None:
         """Take in what a linear map read, or the sum that it went into."""
         op = instruction.op
         if isinstance(op, Add):
@@ -155,10 +159,13 @@ def _finished(name: str, kept: _Channels, weights: Weights) -> LinearInput:
 
 @recorder(ATTENTION_LOST)
 class LastRows:
-    """What the last token of each call attends to, in every layer; kept for one call at a time."""
+    """What the last token of each row attends to, in every layer; kept for one call at a time.
+
+    Padding, on either side, is no token: a row has the keys that any of its queries sees.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[Op, torch.Tensor] = {}
+        self._rows: dict[Op, list[torch.Tensor]] = {}
         self._softmax: dict[Op, Any] = {}
         self._lost: torch.Tensor | None = None
         self._calls, self._tokens = 0, 0
@@ -167,8 +174,10 @@ class LastRows:
         """Look at attention that sees its own tokens alone."""
         return isinstance(op, Attention) and op.q.type.dims[2] == op.k.type.dims[2]
 
-    def see(self, instruction: Instruction, arguments: list[Any], found: Any) -> None:
-        """Take in the attention of the last token, [B, K]: the mean over heads."""
+    def see(
+        self, instruction: Instruction, arguments: list[Any], found: Any, weights: Weights
+    ) -> None:
+        """Take in the attention of each row's last token, [K]: the mean over heads."""
         op = instruction.op
         if op in self._rows:
             self._end_call()
@@ -176,34 +185,30 @@ class LastRows:
         q, k = arguments[:2]
         mask = arguments[3] if op.mask is not None else None
         bias = arguments[-1] if op.bias is not None else None
-        last = [x if x is None or x.shape[-2] == 1 else x[..., -1:, :] for x in (q, mask, bias)]
-        self._rows[op] = self._probabilities(op)(last[0], k, *last[1:])[:, :, 0].float().mean(1)
+        softmax = self._probabilities(op, weights)
+        self._rows[op] = [
+            softmax(*_of_row(row, keys, q, k, mask, bias))[0, :, 0].float().mean(0)
+            for row, keys in enumerate(_keys(mask, k))
+            if len(keys)
+        ]
 
-    def _probabilities(self, op: Attention) -> Any:
+    def _probabilities(self, op: Attention, weights: Weights) -> Any:
         if op not in self._softmax:
-            self._softmax[op] = attention_weights(op.scale, op.softcap)
+            sinks = None if op.sinks is None else weights.load(op.sinks)
+            self._softmax[op] = attention_weights(op.scale, op.softcap, sinks)
         return self._softmax[op]
 
     def _end_call(self) -> None:
         """Count what each attention loses of each other's choice, if all have the same tokens."""
         found = list(self._rows.values())
         self._rows.clear()
-        if len({row.shape for row in found}) > 1 or found[0].shape[1] < 3:
+        rows = [row for row in zip(*found, strict=False) if _is_alike(row)]
+        if not rows or len({len(f) for f in found}) > 1:
             return
-        rows = torch.stack(found)[:, :, 1:-1]  # [L, B, K]
-        layers, batch, keys = rows.shape
-        rows = rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
-        order = rows.argsort(-1, descending=True)
-        held = (
-            rows[None]
-            .expand(layers, -1, -1, -1)
-            .gather(3, order[:, None].expand(-1, layers, -1, -1))
-        )
-        counts = [min(max(math.ceil(share * keys) - 1, 0), keys - 1) for share in SHARES]
-        lost = 1 - held.cumsum(3)[..., counts].mean(2)
+        lost = torch.stack([_lost(torch.stack(row)[:, 1:-1]) for row in rows]).mean(0)
         self._lost = lost if self._lost is None else self._lost + lost
         self._calls += 1
-        self._tokens += batch * keys
+        self._tokens += sum(len(row[0]) - 2 for row in rows)
 
     def observation(self, weights: Weights) -> AttentionLost:
         """Return the means; of no attention where no call had a token to drop."""
@@ -222,3 +227,48 @@ class LastRows:
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> AttentionLost:
         """Return the observation that some arrays hold."""
         return AttentionLost(arrays["lost"], float(arrays["tokens"]))
+
+
+def _keys(mask: torch.Tensor | None, k: torch.Tensor) -> list[torch.Tensor]:
+    """Return the numbers of each row's tokens."""
+    batch, tokens = k.shape[0], k.shape[2]
+    if mask is None:
+        return [torch.arange(tokens)] * batch
+    return [row.any(0).nonzero()[:, 0] for row in mask.expand(batch, -1, -1)]
+
+
+def _of_row(
+    row: int,
+    keys: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, ...]:
+    """Return what the last token of a row reads: its query, the keys, and its mask and bias."""
+    last = keys[-1:]
+
+    def seen(x: torch.Tensor | None, axis: int) -> torch.Tensor | None:
+        if x is None:
+            return None
+        x = x[row if len(x) > 1 else 0][None]
+        x = x if x.shape[axis] == 1 else x.index_select(axis, last)
+        return x if x.shape[-1] == 1 else x.index_select(-1, keys)
+
+    query = q[row : row + 1].index_select(2, last)
+    return query, k[row : row + 1].index_select(2, keys), seen(mask, 1), seen(bias, 2)
+
+
+def _is_alike(row: Sequence[torch.Tensor]) -> bool:
+    """Whether all attentions see equally many tokens, and there is one to drop."""
+    return len({len(r) for r in row}) == 1 and len(row[0]) >= 3
+
+
+def _lost(rows: torch.Tensor) -> torch.Tensor:
+    """Return what each attention loses of each other's choice: [L, L, shares], of rows [L, K]."""
+    layers, keys = rows.shape
+    rows = rows / rows.sum(-1, keepdim=True).clamp(min=1e-9)
+    order = rows.argsort(-1, descending=True)
+    held = rows.expand(layers, -1, -1).gather(2, order[:, None].expand(-1, layers, -1))
+    counts = [min(max(math.ceil(share * keys) - 1, 0), keys - 1) for share in SHARES]
+    return 1 - held.cumsum(2)[..., counts]

@@ -5,14 +5,23 @@ did to the cache counts. (A log-likelihood that comes of one pass over both neve
 lm-eval itself is not needed here; its class is in `elidir.harness`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 
-from elidir.backends.runtime import Decoder, LanguageModel, Opening, Prompt, Rows, generate
+from elidir.backends.runtime import (
+    Decoder,
+    LanguageModel,
+    Opening,
+    Prompt,
+    Rows,
+    Session,
+    generate,
+)
 from elidir.frontends.evaluation.errors import EvaluationError
 from elidir.frontends.evaluation.texts import start_of
 from elidir.frontends.tokenizer import Tokenizer
@@ -122,9 +131,11 @@ class Harness:
         ids = torch.tensor([list(context)])
         decoder = self.model.open(Opening(Prompt(ids, None), len(context) + longest, True))
         first = decoder.feed(ids, rows=Rows.LAST)
-        for continuation in continuations:
+        back = _way_back(decoder)
+        for at, continuation in enumerate(continuations):
+            if at:
+                back()
             yield self._score(decoder, first, continuation)
-            decoder.crop(len(context))
 
     def _score(self, decoder: Decoder, first: torch.Tensor, tokens: Sequence[int]) -> Scored:
         targets, total, greedy, at = torch.tensor(tokens), 0.0, True, 0
@@ -170,3 +181,10 @@ class Harness:
         out = generate(self.model, [ids], max_new_tokens=new, **given)
         text = self.tokenizer.decode(out[0, len(ids) :].tolist())
         return min((text.partition(stop)[0] for stop in stops), key=len, default=text)
+
+
+def _way_back(decoder: Decoder) -> Callable[[], None]:
+    """Return what takes a decoder back to here; a cache that evicts takes a copy for it."""
+    if isinstance(decoder, Session) and decoder.cache.placed:
+        return partial(decoder.restore, decoder.snapshot())
+    return partial(decoder.crop, decoder.length)
