@@ -111,13 +111,14 @@ def noises(seeds: int) -> dict[str, str]:
     return found
 
 
-def tasks(trials: int, rows: dict[str, str]) -> None:
+def tasks(trials: int, rows: dict[str, str], lengths: tuple[int, ...]) -> None:
     """Print how many needles and passkeys are found again, by length; dense is asked once."""
     made = elidir.compile(MODEL)
     encode, asked = encoder(made.tokenizer), questions(made.tokenizer, trials)
+    asked = [q for q in asked if int(q.group.partition(" ")[0]) in lengths]
     prompts = [torch.tensor([encode(q.prompt, q.lead)]) for q in asked]
-    print("| scorer | keep | task | 500 | 1,000 | 1,800 | of dense |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| scorer | keep | task | {' | '.join(f'{n:,}' for n in lengths)} | of dense |")
+    print(f"|---|---|---|{'---|' * len(lengths)}---|")
     known = None
     for name, options in {"dense | 1": "", **rows}.items():
         model = (compiled(options) if options else made).language_model()
@@ -126,7 +127,7 @@ def tasks(trials: int, rows: dict[str, str]) -> None:
         ]
         known = right if known is None else known
         for task in ("needle", "passkey"):
-            print(f"| {name} | {task} | {_found(task, asked, right, known)} |", flush=True)
+            print(f"| {name} | {task} | {_found(task, lengths, asked, right, known)} |", flush=True)
 
 
 def _finds(model: LanguageModel, tokenizer: Any, ids: torch.Tensor, question: Question) -> bool:
@@ -135,11 +136,17 @@ def _finds(model: LanguageModel, tokenizer: Any, ids: torch.Tensor, question: Qu
     return any(contains(said, answer) for answer in question.answers)
 
 
-def _found(task: str, asked: list[Question], right: list[bool], known: list[bool]) -> str:
+def _found(
+    task: str,
+    lengths: tuple[int, ...],
+    asked: list[Question],
+    right: list[bool],
+    known: list[bool],
+) -> str:
     """Return the counts at each length, and the share of what dense finds."""
     own = [i for i, q in enumerate(asked) if ("pass key" in q.prompt) == (task == "passkey")]
     cells = []
-    for length in LENGTHS:
+    for length in lengths:
         some = [right[i] for i in own if asked[i].group.startswith(f"{length} ")]
         cells.append(f"{sum(some)} of {len(some)}")
     dense = [right[i] for i in own if known[i]]
@@ -210,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--length", type=int, default=PROMPT)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--scorers", default=",".join(SCORERS))
     given = parser.parse_args()
@@ -218,7 +226,7 @@ def main() -> None:
     calls: dict[str, Any] = {
         "quality": lambda: quality(given.data, given.windows, rows),
         "noise": lambda: quality(given.data, given.windows, noises(given.seeds)),
-        "tasks": lambda: tasks(given.trials, rows),
+        "tasks": lambda: tasks(given.trials, rows, tuple(given.lengths)),
         "bytes": lambda: sizes(rows),
         "speed": lambda: speed(given.length, given.keep, scorers),
     }

@@ -1,13 +1,17 @@
 """Whether a rewritten module can pay on a target: its cost model, before and after.
 
-A pass that could only lose there leaves the module as it was and says so, with the break-even that
-it knows of. Nothing is decided about quality here, and nothing is rewritten.
+A pass that could only lose there leaves the module as it was and says so, with the break-even: the
+length from which it pays. Nothing is decided about quality here, and nothing is rewritten.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elidir.cost_models import Target, load_target, waterfall
 from elidir.ir import Module
+
+LONG = 4096
+LONGEST = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,51 @@ class Gain:
         """Whether either is faster."""
         return any(new < old for old, new in (self.prefill, self.decode))
 
+    @property
+    def decodes_faster(self) -> bool:
+        """Whether a token behind the prompt is."""
+        return self.decode[1] < self.decode[0]
+
     def __str__(self) -> str:
         old, new = (f"{seconds * 1e3:.3g}" for seconds in self.prefill)
         return (
             f"the cost model of {self.target.name} sees no gain: prefill of {self.prompt} tokens "
             f"goes from {old} to {new} ms"
         )
+
+
+def decoding_loss(before: Module, after: Module, target: str) -> str:
+    """Return that no token is decoded faster behind a usual prompt, and behind which, or ""."""
+    gain = Gain.of(before, after, target, LONG)
+    if gain.decodes_faster:
+        return ""
+    longer = (Gain.of(before, after, target, n) for n in _lengths(before, after, gain.prompt))
+    even = next((g.prompt for g in longer if g.decodes_faster), None)
+    last = min(_bound(m, LONGEST) for m in (before, after))
+    where = f"nor behind {last:,}" if even is None else f"it breaks even behind {even:,}"
+    old, new = (f"{seconds * 1e3:.3g}" for seconds in gain.decode)
+    return (
+        f"the cost model of {gain.target.name} sees no gain: a token behind {gain.prompt:,} goes "
+        f"from {old} to {new} ms; {where}"
+    )
+
+
+def reading_loss(before: Module, after: Module, target: str, prompt: int) -> str:
+    """Return that no call is faster over a usual number of tokens, and over which, or ""."""
+    gain = Gain.of(before, after, target, prompt)
+    if gain.pays:
+        return ""
+    longer = (Gain.of(before, after, target, n) for n in _lengths(before, after, gain.prompt))
+    even = next((g.prompt for g in longer if g.pays), None)
+    return f"{gain}; {f'it breaks even at {even:,}' if even else 'nor is there at any length'}"
+
+
+def _lengths(before: Module, after: Module, start: int) -> Iterator[int]:
+    """Yield longer and longer prompts, up to the longest."""
+    last = min(_bound(m, LONGEST) for m in (before, after))
+    while start < last:
+        start = min(2 * start, last)
+        yield start
 
 
 def _bound(module: Module, prompt: int) -> int:

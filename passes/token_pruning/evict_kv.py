@@ -13,6 +13,7 @@ from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.budget import Budget
 from elidir.passes.errors import PipelineError
 from elidir.passes.exact.dce import sweep
+from elidir.passes.gain import decoding_loss
 from elidir.passes.options import Range, Ratio
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.evicting import HELD, Evicting, N
@@ -41,7 +42,8 @@ class EvictKv(Pass):
     Before: `%kv1 = kv.append %kv, ..` is what a layer yields. After: states are placed, masks come
     from `mask.state`, `%kv2 = kv.evict %kv1, %scores` is yielded, and `@prefill` reads prompts.
 
-    `keep=1` changes nothing; `force=true` writes the program all the same.
+    `keep=1` changes nothing, nor does it where no token is decoded faster on the target;
+    `force=true` writes the program all the same.
     """
 
     name = "evict-kv"
@@ -85,10 +87,14 @@ class EvictKv(Pass):
         except EvictingError as error:
             cx.missed("@step", error.message)
             return cx.unchanged()
+        new = sweep(new)
+        if not self.force and cx.target and (reason := decoding_loss(module, new, cx.target)):
+            cx.missed("@step", reason, remedy="force=true runs it all the same")
+            return cx.unchanged()
         cx.applied("@prefill", f"{budget} stay, by {self.scorer}")
         if _reads_positions(step):
             cx.applied("@step", "heads decide together: layers read the positions of cached tokens")
-        return cx.result(sweep(new))
+        return cx.result(new)
 
     def _budget(self, states: list[KV]) -> Budget:
         sizes = [s.heads * (s.key_dim + s.value_dim) * s.dtype.bytes for s in states]
@@ -105,41 +111,35 @@ class EvictKv(Pass):
     def _written(self, module: Module, budget: Budget, least: int) -> Module:
         """Return the module with both programs."""
         step, prefill = module["step"].region, module.functions.get("prefill")
+        bound, symbols = module.symbols["N"].hi, dict(module.symbols)
+        symbols.setdefault("P", Symbol(least + 1, bound, "tokens of a prompt"))
+        symbols[str(HELD)] = Symbol(0, bound, "tokens that a state holds")
+        prompt = symbol("P") if prefill is None else prefill.region.params[0].type.dims[1]
+        fewest = max(symbols[str(prompt)].lo, least + 1)
         method, shared = EVICTION[self.scorer], _reads_positions(step)
         scored = method.by != "age" and method.in_step
 
         def rule(seen: Seen, ops: list[Op]) -> KvEvict | None:
             if not seen.prompt and not method.in_step:
                 return None
-            scores = method.scorer(seen, ops, self) if method.scorer else None
-            recent = method.recent if self.recent is None else self.recent
-            sinks = method.sinks if self.sinks is None else self.sinks
-            keep = budget.keep if seen.prompt or budget.keep == 1 else 0.0
-            fewest = max(symbols[str(prompt)].lo, least + 1) if seen.prompt else 0
             return KvEvict(
                 seen.append.result,
-                scores,
+                method.scorer(seen, ops, self) if method.scorer else None,
                 method.by,
                 seen.new,
-                keep,
+                budget.keep if seen.prompt or budget.keep == 1 else 0.0,
                 least,
                 budget.most,
-                recent,
-                sinks,
+                method.recent if self.recent is None else self.recent,
+                method.sinks if self.sinks is None else self.sinks,
                 shared,
-                fewest,
+                fewest if seen.prompt else 0,
                 method.in_step,
                 loc=seen.append.loc,
             )
 
-        bound = module.symbols["N"].hi
-        symbols = dict(module.symbols)
-        symbols.setdefault("P", Symbol(least + 1, bound, "tokens of a prompt"))
-        symbols[str(HELD)] = Symbol(0, bound, "tokens that a state holds")
-        prompt = symbol("P")
         reader = Evicting(step, rule, prompt, True, scored)
         if prefill is not None:
-            prompt = prefill.region.params[0].type.dims[1]
             reader = Evicting(prefill.region, rule, N, True, scored)
         new = replace(module, symbols=symbols)
         new = new.with_function(Evicting(step, rule, N, False, scored).function("step"))

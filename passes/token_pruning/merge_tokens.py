@@ -10,9 +10,12 @@ from typing import Annotated, ClassVar
 from elidir.ir import Module
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.exact.dce import sweep
+from elidir.passes.gain import reading_loss
 from elidir.passes.options import Range
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.merging import Merging
+
+USUAL = 512  # tokens of a text
 
 
 @register
@@ -38,7 +41,8 @@ class MergeTokens(Pass):
         %into, %sizes1 = tokens.match %m, %sizes {share=0.2 protect=1} : i64[B, 10], i64[B, 9]
         %h2 = tokens.merge %h1, %sizes, %into, %sizes1 : f32[B, 9, 8]
 
-    `share=0` changes nothing; `force=true` puts in ops that merge none.
+    `share=0` changes nothing, nor does it where no call gets faster on the target; `force=true`
+    puts ops in all the same, which may merge none.
     """
 
     name = "merge-tokens"
@@ -69,7 +73,11 @@ class MergeTokens(Pass):
             if not any(module.layers()):
                 cx.missed("@forward", "it has no layers")
             return cx.unchanged()
+        new = sweep(module.with_function(made))
+        if not self.force and cx.target and (reason := reading_loss(module, new, cx.target, USUAL)):
+            cx.missed("@forward", reason, remedy="force=true runs it all the same")
+            return cx.unchanged()
         cx.applied(
             "@forward", f"{self.share:g} of the tokens merge in each of {merging.layers} layers"
         )
-        return cx.result(sweep(module.with_function(made)))
+        return cx.result(new)

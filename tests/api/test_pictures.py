@@ -209,9 +209,9 @@ def test_it_composes_with_passes_on_the_language_model(other: str) -> None:
 
 
 def test_merging_in_the_tower_comes_after() -> None:
-    fast = compiled("llava", "drop-visual-tokens, merge-tokens{share=0.2}")
+    fast = compiled("llava", "drop-visual-tokens, merge-tokens{share=0.2 force=true}")
     assert fast.features(asked("llava")["pixel_values"])[0].features.shape == (7, 32)
-    refused = compiled("llava", "merge-tokens{share=0.2}, drop-visual-tokens")
+    refused = compiled("llava", "merge-tokens{share=0.2 force=true}, drop-visual-tokens")
     assert "which comes from which is not known" in refused.explain()
 
 

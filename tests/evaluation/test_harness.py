@@ -75,7 +75,7 @@ def test_continuations_are_scored_behind_their_context(harness: Harness) -> None
 
 @pytest.mark.parametrize("scorer", ["h2o", "knorm"])
 def test_a_cache_that_evicts_scores_each_continuation_behind_the_same_context(scorer: str) -> None:
-    text = f"lossless, evict-kv{{keep=0.5 at_least=4 scorer={scorer}}}"
+    text = f"lossless, evict-kv{{keep=0.5 at_least=4 force=true scorer={scorer}}}"
     compiled = elidir.compile(model(), pipeline=text)
     harness = Harness(compiled.language_model(), Alphabet(), chunk=1)
     pairs = [("THE SKY IS OVER THE LAND", more) for more in (" BLUE", " RED AND", " BLUE")]
