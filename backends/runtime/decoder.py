@@ -76,6 +76,19 @@ class Stats:
         """Seconds in the model, over all steps."""
         return sum(c.seconds for c in self.calls)
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was done, as plain data; layers per token are those with a cache."""
+        layers = sum(self.layer_tokens) / max(self.tokens, 1)
+        return {
+            "tokens": self.tokens,
+            "steps": len(self.calls),
+            "seconds": self.seconds,
+            "kv_bytes": self.kv_bytes,
+            "layer_tokens": list(self.layer_tokens),
+            "layers_per_token": layers,
+        }
+
 
 def as_rows(wanted: Wanted, batch: int, new: int) -> Tensor:
     """Return the indices of the wanted rows among the new ones, i64[B, R].

@@ -6,11 +6,20 @@ first call. What compiling yields is `elidir.frontends.Program`; this file is th
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from elidir.backends.runtime import LanguageModel, decoder_only, encoder_decoder, generate
+from elidir.backends.runtime import (
+    Decoder,
+    LanguageModel,
+    Opening,
+    Stats,
+    decoder_only,
+    encoder_decoder,
+    generate,
+)
 from elidir.calling import forward_inputs
 from elidir.cost_models import Report, bits_per_weight, report, waterfall
 from elidir.excerpt import excerpt
@@ -53,6 +62,7 @@ class Compiled:
         self._model, self._options = model, options
         self._storages, self._calibration = storages, calibration
         self._program: Program | None = None
+        self._generation: Stats | None = None
         self._lock = threading.Lock()
         self.tokenizer: Any = None
         if example_inputs is not None or _is_hugging_face(model):
@@ -64,7 +74,7 @@ class Compiled:
         made = cls.__new__(cls)
         made._model, made._options = None, program.options
         made._storages = made._calibration = None
-        made._program, made._lock = program, threading.Lock()
+        made._program, made._generation, made._lock = program, None, threading.Lock()
         made.tokenizer = tokenizer
         return made
 
@@ -105,7 +115,14 @@ class Compiled:
         """
         if input_ids is None:
             raise ElidirError("generate needs token ids; give input_ids=")
-        return generate(self.language_model(), input_ids, attention_mask, **options)
+        model = self.language_model()
+
+        def watched(opening: Opening) -> Decoder:
+            decoder = model.open(opening)
+            self._generation = decoder.stats
+            return decoder
+
+        return generate(replace(model, open=watched), input_ids, attention_mask, **options)
 
     def language_model(self) -> LanguageModel:
         """Return the model as generation and evaluation take it.
@@ -166,14 +183,20 @@ class Compiled:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Seconds of each stage so far, how many weights are stored, and their bytes."""
+        """Seconds of each stage so far, how many weights are stored, and their bytes.
+
+        After `generate`, `generation` counts in each row of the last one: tokens fed, steps, the
+        tokens that each layer with a cache was given, layers per token, and the cache's bytes.
+        """
         program = self.program
         entries = [e for e in program.module.weights.values() if e.expr is None]
-        return {
+        found = {
             "seconds": dict(program.seconds),
             "weights": len(entries),
             "stored_bytes": sum(_stored_bytes(e) for e in entries),
         }
+        last = self._generation
+        return found if last is None else found | {"generation": last.counts}
 
     def explain(self) -> str:
         """Return what each pass did, or why it did not, and which backend runs what."""

@@ -145,6 +145,15 @@ def test_it_says_what_it_did(fast: elidir.Compiled) -> None:
     assert fast.stats["stored_bytes"] > 0
 
 
+def test_it_counts_what_generation_did(fast: elidir.Compiled) -> None:
+    fast.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, min_new_tokens=4)
+    found = fast.stats["generation"]
+    assert (found["tokens"], found["steps"]) == (6, 4)  # the last new token is not fed
+    assert found["layer_tokens"] == [6, 6]
+    assert found["layers_per_token"] == 2
+    assert found["kv_bytes"] > 0
+
+
 def test_report_covers_each_target(fast: elidir.Compiled) -> None:
     found = fast.report(["p40", "a100", "m2", "npu"], prompt=64, new=16)
     assert len(json.loads(found.to_json())["targets"]) == 4
