@@ -37,7 +37,7 @@ IDENTITY = {
     "evict-kv": "evict-kv{keep=1.0 force=true}",
 }
 TARGETS = ("a100-80g", "p40", "cpu")
-PROMPT, DECODED, TURNS, WINDOW, WINDOWS = 2000, 16, 5, 1024, 2
+PROMPT, DECODED, TURNS, WINDOW, WINDOWS = 2000, 16, 3, 1024, 2
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "composition.md"
 PROLOGUE = """# Composition
 
