@@ -68,7 +68,8 @@ class KVCache:
         self.dense = True
         self._staged, self._staged_dense = 0, True
         capacity = max(capacity, 1) if limit is None else min(max(capacity, 1), limit)
-        self.placed = {s: PlacedStore(s, n, batch, capacity) for s, n in kinds.items()}
+        few = min(capacity, INITIAL_CAPACITY)  # they may hold less than they are fed, and grow
+        self.placed = {s: PlacedStore(s, n, batch, few) for s, n in kinds.items()}
         self._allocate(batch, capacity)
 
     def _allocate(self, batch: int, capacity: int) -> None:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from elidir.backends.runtime import Rows
+from elidir.backends.runtime import Prefill, Rows, Session
+from elidir.backends.runtime.cache import INITIAL_CAPACITY
 from elidir.ir import Layer, TokensTake
 from elidir.passes import Pipeline, PipelineError
 from elidir.passes.token_pruning.prune_tokens import PruneTokens
-from tests.frontends.families import Family, family
+from tests.frontends.families import Family, executable, family
 from tests.laws.test_laws import run, session, tokens
 
 LENGTH, KEEP, AT = 16, 0.4, 1
@@ -63,6 +64,17 @@ def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
     talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
     assert talk.stats.layer_tokens == [LENGTH, 7]
     assert talk.stats.kv_bytes * 2 * LENGTH == talk.cache.bytes_per_token * LENGTH * (LENGTH + 7)
+
+
+def test_no_room_is_kept_for_what_is_dropped() -> None:
+    known = family("llama")
+    made = run(known, "prune-tokens", {"keep": 0.2, "at_least": 2}).module
+    step, prefill = (executable(known, made, name) for name in ("step", "prefill"))
+    talk = Session(step, prefill=Prefill.over(prefill, made.symbols), capacity=4000)
+    talk.feed(tokens(1, 60), rows=Rows.LAST)
+    states = talk.cache.handles()
+    assert states[0].storage()[0].shape[2] == 4000
+    assert states[1].storage()[0].shape[2] <= INITIAL_CAPACITY
 
 
 def test_states_grow_within_a_step_and_between_steps() -> None:
