@@ -170,7 +170,7 @@ class PruneTokens(Pass):
 def _obstacle(step: Region, layers: list[Layer]) -> str:
     """Return why tokens cannot be dropped anywhere, or ""."""
     if any(isinstance(p.type, KV) and p.type.placed for p in step.params):
-        order = "to evict too, give prune-tokens first, then evict-kv"
+        order = "to evict too, give prune-tokens{revive=0} first, then evict-kv"
         return f"its states hold tokens of their own choice already; {order}"
     if len(layers) < 2:
         return "it has no two layers to drop tokens between"

@@ -178,7 +178,7 @@ def test_the_other_order_is_refused_with_the_right_one() -> None:
     module = made(family("llama"))
     found = Pipeline.parse("prune-tokens{at_least=3}").run(module)
     assert found.module is module
-    assert "give prune-tokens first, then evict-kv" in found.missed[0].reason
+    assert "give prune-tokens{revive=0} first, then evict-kv" in found.missed[0].reason
     again = Pipeline.parse("evict-kv{at_least=3}").run(module)
     assert again.module is module
     assert "its states evict already" in again.missed[0].reason
