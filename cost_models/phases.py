@@ -5,9 +5,12 @@ that share a body and the formats of their weights; a phase is a function and si
 Nothing here knows a target.
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import sympy
 
 from elidir.cost_models.errors import WorkError
 from elidir.cost_models.formats import storage_format
@@ -25,9 +28,9 @@ from elidir.ir import (
     Region,
     Symbol,
     Value,
-    evaluate,
     format_dim,
     resolve,
+    symbol,
 )
 
 LARGEST = 1 << 62
@@ -129,18 +132,30 @@ def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     Of the prompt it is what reading it leaves, and then what each decoded token does to that.
     """
     prompt = min(cached, request.cached)
-    reader, step = _reader(module, prompt), module["step"]
-    none = {name: 0 for name, _ in _placed(reader)}
-    held = _after(reader, none, past=0, new=prompt)
+    reader = _reader(module, prompt)
+    held = _after(reader)({name: 0 for name, _ in _placed(reader)}, 0, prompt)
+    step = _after(module["step"])
     for past in range(prompt, cached):
-        held = _after(step, held, past=past, new=1)
+        held = step(held, past, 1)
     return held
 
 
-def _after(function: Function, held: dict[str, int], *, past: int, new: int) -> dict[str, int]:
-    """Return how much the placed states hold after a step over so many tokens."""
-    sizes = held | {"S": past, _tokens(function): new}
-    return {name: evaluate(length, sizes) for name, length in _placed(function)}
+def _after(function: Function) -> Callable[[dict[str, int], int, int], dict[str, int]]:
+    """Return what gives the tokens that placed states hold after a step, by those before it.
+
+    It takes these, the tokens cached before the step, and its new ones.
+    """
+    lengths, new = _placed(function), _tokens(function)
+    names = [*(name for name, _ in lengths), "S", new]
+    known = {"Min": min, "Max": max, "ceiling": math.ceil}
+    sizes = [sympy.sympify(length) for _, length in lengths]
+    run = sympy.lambdify([symbol(n) for n in names], sizes, modules=[known], dummify=True)
+
+    def after(held: dict[str, int], past: int, count: int) -> dict[str, int]:
+        found = run(*(held[name] for name, _ in lengths), past, count)
+        return {name: int(n) for (name, _), n in zip(lengths, found, strict=True)}
+
+    return after
 
 
 def _placed(function: Function) -> list[tuple[str, Dim]]:
@@ -170,12 +185,12 @@ def _phase(
 ) -> Phase:
     others = {name: _usual(bounds, request.prompt) for name, bounds in module.symbols.items()}
     bindings = {**others, **sizes, **request.bindings}
-    for symbol, value in bindings.items():
-        bounds = module.symbols.get(symbol)
+    for size, value in bindings.items():
+        bounds = module.symbols.get(size)
         highest = LARGEST if bounds is None or bounds.hi is None else bounds.hi
         if bounds and not bounds.lo <= value <= highest:
             raise WorkError(
-                f"{symbol} = {value} is outside of what the model takes, [{bounds.lo}, {highest}]; "
+                f"{size} = {value} is outside of what the model takes, [{bounds.lo}, {highest}]; "
                 "give a batch, prompt and context within it"
             )
     given = {*sizes, *request.bindings}

@@ -173,7 +173,7 @@ def new(op: TokensNew, weights: Weights) -> Kernel:
 
 @kernel(TokensRevive)
 def revive(op: TokensRevive, weights: Weights) -> Kernel:
-    """The highest scores of those that one state holds and the other does not."""
+    """The highest scores of those that one state holds and the other does not; none of 0."""
     wanted, parked_type = sizes_of(op, (op.count,)), op.parked.type
     placed = isinstance(parked_type, KV) and parked_type.placed
 
@@ -186,7 +186,7 @@ def revive(op: TokensRevive, weights: Weights) -> Kernel:
             lost = lost if known is None else lost & known
         scores = scores[:, : lost.shape[1]].masked_fill(~lost, -math.inf)
         best = scores.topk(count, dim=1)
-        valid = best.values > -math.inf
+        valid = best.values > 0
         given = None if bool(valid.all()) else valid
         names = best.indices if held is None else held.gather(1, best.indices)
         return Tokens(best.indices, given), fresh.followed(names, given)

@@ -106,7 +106,7 @@ class KVCache:
         self._staged, self._staged_dense = new, valid is None
         held = self.positions.narrow(1, 0, end), self.valid.narrow(1, 0, end)
         for store in self.placed.values():
-            store.stage(Staged(*held, self.length, valid is None))
+            store.stage(Staged(*held, self.length))
         return held
 
     def handles(self) -> list[LayerKV | PlacedKV]:

@@ -29,13 +29,11 @@ class Staged:
         positions: i64[B, S + N], of those that are cached, then of the step's.
         valid: bool[B, S + N], the same.
         start: S, the ordinal of the step's first token.
-        dense: whether all are known to be valid.
     """
 
     positions: Tensor
     valid: Tensor
     start: int
-    dense: bool
 
     def chosen(self, tokens: Tokens | None) -> tuple[Tensor, Tensor]:
         """Return ordinals i32[B, K] and validity bool[B, K] of a set, without one of the step's."""
@@ -98,7 +96,7 @@ class PlacedStore:
     def __init__(self, spec: LayerSpec, layers: int, batch: int, capacity: int) -> None:
         self.spec, self.layers = spec, layers
         self.length, self.dense, self.evicted, self.tokens = 0, True, 0, 0
-        self._pending = 0
+        self._pending, self._whole = 0, True
         self._due: Due | None = None
         self._notes: dict[int, tuple[KvEvict, Tensor | None]] = {}
         self._staged: Staged | None = None
@@ -123,10 +121,15 @@ class PlacedStore:
 
     def stage(self, staged: Staged) -> None:
         """Say which tokens a step may append; what an earlier step left unfinished is gone."""
-        self._staged, self._pending, self._notes = staged, 0, {}
+        self._staged, self._pending, self._notes, self._whole = staged, 0, {}, True
         if self.length == 0:
             found = staged.positions.masked_fill(~staged.valid, -1)
             self.since = found.amax(1, keepdim=True) + 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every slot holds a token, those of the step under way included."""
+        return self.dense and self._whole
 
     @property
     def staged(self) -> Staged:
@@ -146,6 +149,7 @@ class PlacedStore:
         if not self._pending:
             self.valid.narrow(1, start, count).copy_(valid)
             self.born.narrow(1, start, count).fill_(self.staged.start)
+            self._whole = bool(valid.all())
         places = self.ordinals if tokens is None else self.ordinals[layer : layer + 1]
         places.narrow(3, start, count).copy_(ordinals[None, :, None])
         self._pending = count
@@ -156,14 +160,18 @@ class PlacedStore:
         self._notes[layer] = (rule, scores)
 
     def commit(self) -> None:
-        """Make what the step appended part of the state; what it evicts is due from now on."""
+        """Make what the step appended part of the state; what it evicts is due from now on.
+
+        Slots behind it that fill up the set of every row are free again.
+        """
         held, new = self.length, self._pending
+        if new and not self._whole and not self._notes:
+            new = int(self.valid.narrow(1, held, new).any(0).nonzero().amax()) + 1
         if self._notes:
             self._due = self._noted(held, new)
-        self.length, self._pending, self._notes = held + new, 0, {}
+        self.dense = self.dense and (not new or bool(self.valid.narrow(1, held, new).all()))
+        self.length, self._pending, self._notes, self._whole = held + new, 0, {}, True
         self.tokens += new
-        if self.dense:
-            self.dense = self.staged.dense or bool(self.valid.narrow(1, held, new).all())
 
     def _noted(self, held: int, new: int) -> Due:
         if len(self._notes) < self.layers:
@@ -387,4 +395,4 @@ class PlacedKV:
 
     def valid(self) -> Tensor | None:
         """Return which cached slots hold a token, bool[B, S]; None where all do."""
-        return None if self.store.dense else self.store.valid.narrow(1, 0, self.length)
+        return None if self.store.is_whole else self.store.valid.narrow(1, 0, self.length)

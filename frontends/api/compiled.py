@@ -115,14 +115,17 @@ class Compiled:
         """
         if input_ids is None:
             raise ElidirError("generate needs token ids; give input_ids=")
-        model = self.language_model()
+        return self._generate(self.language_model(), input_ids, attention_mask, **options)
+
+    def _generate(self, model: LanguageModel, *args: Any, **options: Any) -> torch.Tensor:
+        """Generate, and remember the counters of what did so."""
 
         def watched(opening: Opening) -> Decoder:
             decoder = model.open(opening)
             self._generation = decoder.stats
             return decoder
 
-        return generate(replace(model, open=watched), input_ids, attention_mask, **options)
+        return generate(replace(model, open=watched), *args, **options)
 
     def language_model(self) -> LanguageModel:
         """Return the model as generation and evaluation take it.

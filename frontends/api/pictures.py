@@ -100,8 +100,6 @@ class CompiledPictures(Compiled):
         """
         if pixel_values is None:
             return super().generate(input_ids, attention_mask, **options)
-        from elidir.backends.runtime import generate
-
         ids = _rows(input_ids)
         more = {"attention_mask": attention_mask, "image_sizes": image_sizes}
         prompt = self._prompt(ids, pixel_values, more)
@@ -110,7 +108,7 @@ class CompiledPictures(Compiled):
         if options.get("streamer") is not None:
             options["streamer"] = _Streamer(options["streamer"], ids)
         language = self._over(prompt)
-        found = generate(language, prompt.ids, prompt.valid.long(), **options)
+        found = self._generate(language, prompt.ids, prompt.valid.long(), **options)
         return torch.cat((ids, found[:, prompt.ids.shape[1] :]), dim=1)
 
     def features(self, pixel_values: Any, image_sizes: Any = None) -> list[Seen]:
@@ -187,7 +185,7 @@ class CompiledPictures(Compiled):
             row = torch.full((shape.partitions * self._tokens(shape) + 1,), -1)
             row[seen.index] = start + torch.arange(len(seen.index))
             places = row[layout]
-            found.append(_with_newlines(places, layout, rows))
+            found.append(_with_newlines(places, layout, rows, self._tokens(shape)))
             start += len(seen.index)
         return found
 
@@ -293,13 +291,16 @@ def _partitions(pixels: Tensor, counts: list[int]) -> Sequence[Tensor]:
     return [each[:count] for each, count in zip(pixels, counts, strict=True)]
 
 
-def _with_newlines(places: Tensor, layout: Tensor, newline: int) -> Tensor:
-    """Return places with the newline's row where all of the row before it is left."""
+def _with_newlines(places: Tensor, layout: Tensor, newline: int, whole_picture: int) -> Tensor:
+    """Return places with the newline's row where all of the row before it is left.
+
+    The first tokens, those of the whole picture made small, stand before the rows and in none.
+    """
     found, whole = places.clone(), True
     for i, (place, what) in enumerate(zip(places.tolist(), layout.tolist(), strict=True)):
         if what == NEWLINE:
             found[i], whole = (newline if whole else -1), True
-        else:
+        elif what >= whole_picture:
             whole &= place >= 0
     return found
 

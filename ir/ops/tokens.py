@@ -259,9 +259,10 @@ class TokensRevive(Op):
     """back, going = parked tokens that come back, and these behind the tokens of a step.
 
     Of the tokens from before the step that `parked` holds and `kv` does not, the `count` of highest
-    score come back (the auxiliary cache of LazyLLM, arXiv 2407.14057). `scores` are f32[B, S'] over
-    the slots of `parked`, which may have the step's tokens already; `back` is a set of these slots.
-    `fresh` is a set of the session's tokens, and so is `going`: `fresh`, and then `back`.
+    score come back, if it is above 0 (the auxiliary cache of LazyLLM, arXiv 2407.14057). `scores`
+    are f32[B, S'] over the slots of `parked`, which may have the step's tokens already; `back` is a
+    set of these slots. `fresh` is a set of the session's tokens, and so is `going`: `fresh`, and
+    then `back`.
     """
 
     scores: Value

@@ -122,7 +122,9 @@ class Deciding:
         longer = self._emit(
             KvAppend(parked, keys, none, self.given.get("tokens"), names=("parked",))
         )
-        count: Any = sympy.Min(self.revive, parked.type.dims[2] - behind.type.dims[2])
+        step = self.given["fresh"].type.dims[1]
+        lacking = longer.type.dims[2] - step - behind.type.dims[2]  # those just brought here too
+        count: Any = sympy.Min(self.revive, lacking)
         revive = TokensRevive(scores, longer, behind, fresh, as_dim(count), names=("back", "going"))
         back, going = self._emit(revive), revive.results[1]
         kept = self._emit(KvRead(longer))

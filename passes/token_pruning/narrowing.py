@@ -158,7 +158,8 @@ class Narrowing:
         for group, cut in enumerate(self.cuts):
             rows = [r for r in self.layers[cut - 1].results if N in r.type.dims]
             if len(rows) != 1 or len(rows[0].type.dims) != 3:
-                raise NarrowingError(f"{self.layers[cut - 1].scope} hands on {len(rows)} values")
+                scope = self.layers[cut - 1].scope
+                raise NarrowingError(f"{scope} hands on more than one row of each token")
             (batch, _, width), dtype = rows[0].type.dims, rows[0].tensor.dtype
             kind = KV(batch, 1, cached(group), width, 0, dtype, placed=group > 0)
             found.append(Value(kind, f"parked.{group}"))

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 import elidir
-from elidir.frontends import Pictured
-from elidir.pictures import CompiledPictures
+from elidir.frontends import NEWLINE, Pictured
+from elidir.pictures import CompiledPictures, _with_newlines
 
 IMAGE, SIDE = 2, 24
 VISION = {
@@ -312,3 +312,9 @@ def test_one_that_makes_features_in_another_way_is_not_taken_apart() -> None:
         image_grid_pinpoints=GRIDS,
     )
     assert Pictured.of(LlavaOnevisionForConditionalGeneration(config).eval()) is None
+
+
+def test_a_dropped_token_of_the_whole_picture_takes_no_newline() -> None:
+    layout = torch.tensor([0, 1, 2, 3, NEWLINE, 4, 5, NEWLINE])  # two of the whole, rows of two
+    places = torch.tensor([0, -1, 1, 2, -1, 3, -1, -1])
+    assert _with_newlines(places, layout, 9, 2).tolist() == [0, -1, 1, 2, 9, 3, -1, -1]

@@ -97,14 +97,13 @@ class ByHand:
             order = sorted(new[:-1], key=lambda p: -scores[p])
             left = sorted([*order[: count - 1], new[-1]])
         gone = [p for p in parked if p < self.start and p not in self.came[number + 1]]
-        held, behind = len(self.came[number]) - len(rows), len(self.came[number + 1])
-        back = sorted(gone, key=lambda p: -scores[p])[: min(self.revive, held - behind)]
+        back = sorted(gone, key=lambda p: -scores[p])[: self.revive]
         return {p: parked[p] for p in [*left, *back]}, left
 
 
-def compiled(model: Any, cuts: Any, keep: Any, revive: int) -> Any:
+def compiled(model: Any, cuts: Any, keep: Any, revive: int, least: int = AT_LEAST) -> Any:
     """The model with prune-tokens."""
-    prune = PruneTokens(keep=keep, at=cuts, revive=revive, at_least=AT_LEAST, force=True)
+    prune = PruneTokens(keep=keep, at=cuts, revive=revive, at_least=least, force=True)
     return elidir.compile(model, pipeline=Pipeline((prune, *Pipeline.parse("lossless").steps)))
 
 
@@ -142,8 +141,16 @@ def test_each_token_goes_through_each_layer_once_until_none_is_left(model: Any) 
         assert sorted(held) == list(range(LENGTH + 12))
 
 
-def test_rows_of_a_batch_get_back_what_they_get_alone(model: Any) -> None:
-    fast, ids = compiled(model, (2,), (0.3,), 2), tokens(2, LENGTH)
+@pytest.mark.parametrize(
+    ("cuts", "keep", "revive", "least"),
+    [((2,), (0.3,), 2, 3), ((2,), (0.2,), 2, 12), ((1, 3), (0.5, 0.3), 8, 3)],
+    ids=["filled", "whole", "two cuts"],
+)
+def test_rows_of_a_batch_get_back_what_they_get_alone(
+    model: Any, cuts: Any, keep: Any, revive: int, least: int
+) -> None:
+    """With `least` both rows keep as many, so that no slot is filling before a row has all back."""
+    fast, ids = compiled(model, cuts, keep, revive, least), tokens(2, LENGTH)
     valid = torch.ones(2, LENGTH, dtype=torch.bool)
     valid[1, : LENGTH // 2] = False
     feeds = [tokens(2, 1, seed=i) for i in range(20)]
@@ -180,3 +187,15 @@ def test_branches_of_a_draft_do_not_see_each_other(model: Any) -> None:
     draft = torch.cat([line, line], 1)
     found = tree.feed(draft, parents=[-1, 0, -1, 2])
     torch.testing.assert_close(found[:, :2], found[:, 2:], atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_that_only_waits_gets_nothing_back(model: Any) -> None:
+    fast, ids = compiled(model, (2,), (0.3,), 2), tokens(2, LENGTH)
+    both, alone = opened(fast, 2), opened(fast)
+    both.feed(ids, rows=Rows.LAST)
+    alone.feed(ids[1:], rows=Rows.LAST)
+    waits = torch.tensor([[True], [False]])
+    for seed in range(3):
+        both.feed(tokens(2, 1, seed=seed), waits)
+    found, last = both.feed(tokens(2, 1, seed=5)), tokens(2, 1, seed=5)[1:]
+    torch.testing.assert_close(found[1:], alone.feed(last), atol=1e-5, rtol=1e-5)
