@@ -117,20 +117,20 @@ def predicted(dense: elidir.Compiled, made: elidir.Compiled, target: str) -> str
 
 def measured(models: Sequence[LanguageModel]) -> str:
     """Return the shares that the second of two models takes of the first's time."""
-    ids, prefills, decodes = prompt(PROMPT), [], []
-    for _ in range(TURNS):
-        seconds = []
-        for model in models:
-            talk, start = opened(model, ids), time.perf_counter()
-            talk.feed(ids, rows=Rows.LAST)
-            read = time.perf_counter()
-            for token in range(DECODED):
-                talk.feed([[token + 5]], rows=Rows.LAST)
-            seconds.append((read - start, time.perf_counter() - read))
-        (old, was), (new, now) = seconds
-        prefills.append(new / old)
-        decodes.append(now / was)
-    return f"x{median(prefills):.2f}, x{median(decodes):.2f}"
+    turns = [[timed(model) for model in models] for _ in range(TURNS)]
+    prefill, decode = (median(new[i] / old[i] for old, new in turns) for i in range(2))
+    return f"x{prefill:.2f}, x{decode:.2f}"
+
+
+def timed(model: LanguageModel) -> tuple[float, float]:
+    """Return the seconds of a prompt and of some tokens behind it."""
+    ids = prompt(PROMPT)
+    talk, start = opened(model, ids), time.perf_counter()
+    talk.feed(ids, rows=Rows.LAST)
+    read = time.perf_counter()
+    for token in range(DECODED):
+        talk.feed([[token + 5]], rows=Rows.LAST)
+    return read - start, time.perf_counter() - read
 
 
 def row(names: tuple[str, ...], dense: elidir.Compiled, text: str) -> Row:
