@@ -5,7 +5,7 @@ Those whose tokens were dropped go; the others become ids behind the vocabulary,
 a feature. So generation runs as over words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,7 @@ class CompiledPictures(Compiled):
     @property
     def _keeps_positions(self) -> bool:
         passes = Pipeline.of(self._sights.pipeline).passes()
-        return any(getattr(p, "positions", None) == "original" for p in passes)
+        return any(p.pictures and getattr(p, "positions", "") == "original" for p in passes)
 
     def _prompt(self, input_ids: Any, pixel_values: Any, more: dict[str, Any]) -> Prompt:
         """Return the prompt over words and features; takes its own arguments out of `more`."""
@@ -348,7 +348,7 @@ def _may_see(step: Pass) -> bool:
 
 def _for_grid(step: Any, shape: Shape) -> Any:
     """Return a pass that needs the grid of sub-images, with it."""
-    options: Mapping[str, Any] = vars(step)
-    if "grid" not in options or options["grid"] is not None:
+    own = isinstance(step, Pass) and step.pictures and getattr(step, "grid", ()) is None
+    if not own:
         return step
     return replace(step, grid=shape.grid)
