@@ -1052,7 +1052,9 @@ def tokens_revive(b: Bench, parked: str) -> Any:
         held, slots = b.state(kind, FunctionalKV(k, v)), {1: 1, 2: 2, 3: 3, 5: 5}
     scores = b.x("B", 8 if slots else 3, dtype=DType.F32)
     best = [sorted(slots, key=lambda s: -row[s])[:2] for row in b[scores].tolist()]
-    back = best if slots else [[-1, -1]] * batch
+    lines = zip(best, b[scores].tolist(), strict=True)
+    known = [[s if row[s] > 0 else -1 for s in two] for two, row in lines]
+    back = known if slots else [[-1, -1]] * batch
     return TokensRevive(scores, held, behind, fresh, 2), (back, [[7, *row] for row in back])
 
 
