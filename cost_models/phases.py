@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import sympy
 
@@ -132,24 +133,27 @@ def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     Of the prompt it is what reading it leaves, and then what each decoded token does to that.
     """
     prompt = min(cached, request.cached)
-    reader = _reader(module, prompt)
-    held = _after(reader)({name: 0 for name, _ in _placed(reader)}, 0, prompt)
-    step = _after(module["step"])
+    reader, step = _reader(module, prompt), module["step"]
+    none = {name: 0 for name, _ in _placed(reader)}
+    held = _after(_placed(reader), _tokens(reader))(none, 0, prompt)
+    grown = _after(_placed(step), _tokens(step))
     for past in range(prompt, cached):
-        held = step(held, past, 1)
+        held = grown(held, past, 1)
     return held
 
 
-def _after(function: Function) -> Callable[[dict[str, int], int, int], dict[str, int]]:
+@cache
+def _after(
+    lengths: tuple[tuple[str, Dim], ...], new: str
+) -> Callable[[dict[str, int], int, int], dict[str, int]]:
     """Return what gives the tokens that placed states hold after a step, by those before it.
 
     It takes these, the tokens cached before the step, and its new ones.
     """
-    lengths, new = _placed(function), _tokens(function)
-    names = [*(name for name, _ in lengths), "S", new]
+    symbols = [symbol(n) for n in (*(name for name, _ in lengths), "S", new)]
     known = {"Min": min, "Max": max, "ceiling": math.ceil}
     sizes = [sympy.sympify(length) for _, length in lengths]
-    run = sympy.lambdify([symbol(n) for n in names], sizes, modules=[known], dummify=True)
+    run = sympy.lambdify(symbols, sizes, modules=[known], dummify=True)
 
     def after(held: dict[str, int], past: int, count: int) -> dict[str, int]:
         found = run(*(held[name] for name, _ in lengths), past, count)
@@ -158,14 +162,14 @@ def _after(function: Function) -> Callable[[dict[str, int], int, int], dict[str,
     return after
 
 
-def _placed(function: Function) -> list[tuple[str, Dim]]:
+def _placed(function: Function) -> tuple[tuple[str, Dim], ...]:
     """Return the lengths of the placed states, before by its name, and after."""
     states = [
         [v.type for v in values if isinstance(v.type, KV)]
         for values in (function.region.params, function.region.results)
     ]
     pairs = [(a, b) for a, b in zip(*states, strict=True) if a.placed]
-    return list({format_dim(a.length): b.length for a, b in pairs}.items())
+    return tuple({format_dim(a.length): b.length for a, b in pairs}.items())
 
 
 def _forward(name: str, module: Module, request: Request, length: int) -> Phase:
