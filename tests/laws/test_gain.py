@@ -17,6 +17,12 @@ PASSES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unmeasured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache directory, so that a measurement of this machine changes no test."""
+    monkeypatch.setenv("ELIDIR_CACHE", str(tmp_path / "cache"))
+
+
 def a_target(folder: Path, launch_us: float) -> str:
     """Write the host's target with calls that cost so much."""
     target = load_target({"base": "cpu", "agents.cpu.launch_us": launch_us})
