@@ -142,6 +142,10 @@ def test_pictures_may_have_other_shapes_and_margins(sizes: list[list[int]]) -> N
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
     tokens = (m.generate(**given, max_new_tokens=6, do_sample=False) for m in (fast, whole))
     assert torch.equal(*tokens)
+    done = fast.stats["generation"]
+    assert done["steps"] == 6
+    assert done["tokens"] > 6
+    assert set(done["layer_tokens"]) == {done["tokens"]}
 
 
 def by_hand(
