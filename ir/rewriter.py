@@ -258,6 +258,12 @@ def count_uses(region: Region) -> Counter[Value]:
     return uses
 
 
+def emit(ops: list[Op], op: Op) -> Value:
+    """Append an op to a list, and return its first result."""
+    ops.append(op)
+    return op.results[0]
+
+
 def make_body(name: str, region: Region) -> Body:
     """Return a body that lists just the weights that its ops read."""
     weights = dict.fromkeys(w for op in region.ops for w in op.weights())

@@ -22,6 +22,7 @@ from elidir.ir import (
     TokensAllot,
     TopK,
     Value,
+    emit,
 )
 from elidir.passes.base import Context, Invariant, Pass, PassResult
 from elidir.passes.errors import PipelineError
@@ -164,31 +165,26 @@ class _Chooser:
 
     def __call__(self, first: Value, late: Value, ops: list[Op]) -> Value:
         shares = None if self.tower.parts == 1 else self._shares(first, ops)
-        return _emit(ops, TokensAllot(late, shares, self.options.rate, self.options.alpha))
+        return emit(ops, TokensAllot(late, shares, self.options.rate, self.options.alpha))
 
     def _shares(self, first: Value, ops: list[Op]) -> Value:
         """Return what each sub-image has of the whole picture's attention, f32[I, P - 1]."""
         tower, (rows, columns) = self.tower, self.grid
         images, tokens = tower.images, tower.tokens
-        seen = _emit(ops, Reshape(_emit(ops, Slice(first, 1, 0, 1)), (images, tokens)))
+        seen = emit(ops, Reshape(emit(ops, Slice(first, 1, 0, 1)), (images, tokens)))
         if self.options.variant == "paper":
             down, across = tower.sides
             shape = (images, rows, down // rows, columns, across // columns)
-            sums = _emit(ops, Reduce(_emit(ops, Reshape(seen, shape)), "sum", (2, 4)))
-            return _emit(ops, Reshape(sums, (images, rows * columns)))
+            sums = emit(ops, Reduce(emit(ops, Reshape(seen, shape)), "sum", (2, 4)))
+            return emit(ops, Reshape(sums, (images, rows * columns)))
         bright = max(_part(1 - Fraction(str(self.options.alpha)), tokens), 1)
         best = TopK(seen, bright)
         ops.append(best)
-        least = _emit(ops, Slice(best.results[0], 1, bright - 1, bright))
-        marks = _emit(ops, Cast(_emit(ops, Compare(seen, least, "ge")), DType.F32))
-        bands = _emit(ops, Reshape(marks, (images, rows * columns, tokens // (rows * columns))))
-        return _emit(ops, Reduce(bands, "sum", (2,)))
+        least = emit(ops, Slice(best.results[0], 1, bright - 1, bright))
+        marks = emit(ops, Cast(emit(ops, Compare(seen, least, "ge")), DType.F32))
+        bands = emit(ops, Reshape(marks, (images, rows * columns, tokens // (rows * columns))))
+        return emit(ops, Reduce(bands, "sum", (2,)))
 
 
 def _part(share: Fraction | float, of: int) -> int:
     return floor(Fraction(str(share)) * of)
-
-
-def _emit(ops: list[Op], op: Op) -> Value:
-    ops.append(op)
-    return op.results[0]

@@ -29,6 +29,7 @@ from elidir.ir import (
     TokensTake,
     Value,
     as_dim,
+    emit,
 )
 
 # Takes an attention, the wanted tokens i64[B, R], and the list that its ops go to.
@@ -46,17 +47,12 @@ def received(attention: Attention, rows: Value | None, ops: list[Op], **noise: A
     def chosen(value: Value | None, axis: int = 1) -> Value | None:
         if value is None or rows is None or value.type.dims[axis] == 1:
             return value
-        return _emit(ops, TokensTake(value, rows, axis, loc=attention.loc))
+        return emit(ops, TokensTake(value, rows, axis, loc=attention.loc))
 
     q, mask, bias = chosen(attention.q, 2), chosen(attention.mask), chosen(attention.bias, 2)
     assert q is not None
     given = {"scale": attention.scale, "softcap": attention.softcap, "loc": attention.loc, **noise}
-    return _emit(ops, ScoreAttention(q, attention.k, mask, bias, attention.sinks, **given))
-
-
-def _emit(ops: list[Op], op: Op) -> Value:
-    ops.append(op)
-    return op.results[0]
+    return emit(ops, ScoreAttention(q, attention.k, mask, bias, attention.sinks, **given))
 
 
 SCORERS: dict[str, Scorer] = {"last-row": last_row}
@@ -114,8 +110,8 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
     if seen.attention.q.type.dims[2] != seen.new:
         raise EvictingError("only some tokens are queries; give noise=false, or another scorer")
     state = seen.append.result
-    known, length = _emit(ops, KvPositions(state)), state.type.dims[2]
-    pos = _emit(ops, Slice(known, 1, as_dim(length - seen.new), length))
+    known, length = emit(ops, KvPositions(state)), state.type.dims[2]
+    pos = emit(ops, Slice(known, 1, as_dim(length - seen.new), length))
     (tau, tau_end), steps = options.tau, options.tau_steps
     noise = {"seed": options.seed, "tau": tau, "tau_end": tau_end, "tau_steps": steps}
     return received(seen.attention, None, ops, pos=pos, state=state, **noise)
@@ -126,18 +122,18 @@ def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     new, (batch, _, queries, _) = seen.new, seen.attention.q.type.dims
     window = min(options.window, options.at_least)
     first = as_dim(sympy.Max(queries - window, 0))  # a prompt may have fewer queries
-    last = _emit(ops, Slice(_emit(ops, Iota(queries)), 0, first, queries))
-    rows = _emit(ops, Expand(last, (batch, as_dim(queries - first))))
+    last = emit(ops, Slice(emit(ops, Iota(queries)), 0, first, queries))
+    rows = emit(ops, Expand(last, (batch, as_dim(queries - first))))
     scores = received(seen.attention, rows, ops)
     length = seen.append.result.type.dims[2]
     held = as_dim(length - new)
     old, fresh = (
-        _emit(ops, Slice(scores, 2, start, stop)) for start, stop in ((0, held), (held, length))
+        emit(ops, Slice(scores, 2, start, stop)) for start, stop in ((0, held), (held, length))
     )
     best, join = fresh, Maximum if options.pool == "max" else Add
     for shift in (n for i in range(1, options.near + 1) for n in (i, -i)):
-        best = _emit(ops, join(best, _emit(ops, Pad(fresh, 2, shift, -shift))))
-    return _emit(ops, Concat((old, best), 2))
+        best = emit(ops, join(best, emit(ops, Pad(fresh, 2, shift, -shift))))
+    return emit(ops, Concat((old, best), 2))
 
 
 EVICTION: dict[str, Eviction] = {

@@ -24,6 +24,7 @@ from elidir.ir import (
     Value,
     Weight,
     as_dim,
+    emit,
     make_body,
     resolve,
 )
@@ -136,12 +137,12 @@ class Dropping:
         if self.tower.front and (op.mask is not None or op.bias is not None):
             raise VisualError(f"{scope}: its attention has a mask or a bias")
         if self.tower.front:
-            op = replace(op, q=_add(out, Slice(op.q, 2, 0, 1)))
+            op = replace(op, q=emit(out, Slice(op.q, 2, 0, 1)))
         rows = received(op, None, out)
-        heads = _add(out, Reduce(rows, "mean", (1,)))
+        heads = emit(out, Reduce(rows, "mean", (1,)))
         if not self.tower.front:
             return heads
-        return _add(out, Slice(heads, 1, self.tower.front, self.tower.stream))
+        return emit(out, Slice(heads, 1, self.tower.front, self.tower.stream))
 
     def _by_picture(self, scores: Value) -> Value:
         shape = (self.tower.images, self.tower.parts, self.tower.tokens)
@@ -210,8 +211,3 @@ class Dropping:
         shape = (tower.images, as_dim(tower.parts * tower.tokens), *width)
         whole = self._emit(Reshape(value, shape)).results[0]
         return self._emit(TokensTake(whole, self.chosen)).results[0]
-
-
-def _add(ops: list[Op], op: Op) -> Value:
-    ops.append(op)
-    return op.results[0]
