@@ -137,6 +137,9 @@ class PlacedState(KVState, Protocol):
     def head_positions(self) -> torch.Tensor:
         """Return the positions of what each key head holds, i64[B, G, S]."""
 
+    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return ordinals i32[B, G, C] of slots, the positions i64[B, T] of those, and `since`."""
+
     def since(self) -> torch.Tensor:
         """Return the position after each row's first feed, i64[B, 1]."""
 

@@ -12,7 +12,14 @@ import torch
 
 from elidir.backends.cpu.grids import KINDS, Rounding, outputs, packed, rounding, scales
 from elidir.backends.cpu.maker import Maker, Spot, dense, padded, storage_type
-from elidir.backends.cpu.native.records import FUNCTIONS, RUN_OF_KEYS, TYPES, WIDEST_HEAD, Code
+from elidir.backends.cpu.native.records import (
+    FUNCTIONS,
+    RUN_OF_KEYS,
+    SEEDS,
+    TYPES,
+    WIDEST_HEAD,
+    Code,
+)
 from elidir.ir import (
     Add,
     AddNorm,
@@ -319,54 +326,70 @@ def _has_narrow_heads(op: Attention) -> bool:
 def attention(op: Attention, m: Maker) -> None:
     """Scores, softmax, mix: for each run of keys, then put together."""
     q, k, v, out = m.spot(op.q), m.spot(op.k), m.spot(op.v), m.new(op.result)
-    scored = m.scored.get(op.result)
+    beside = m.scored.get(op.result)
     rows = replace(out, dims=(*q.dims[:3], q.dims[3]), strides=dense(out.dims))
-    ins, fields = _attending(op, m, k, v.dims[3], scored is not None)
+    ins, fields = _attending(op, m, k, v.dims[3], beside)
     ins.insert(2, v)
     m.emit(Code.ATTEND, ins, [rows], **fields)
     m.emit(Code.MERGE, ins, [rows], **fields)
-    if scored is not None:
-        m.emit(Code.GAIN, ins, [replace(m.spot(scored), dims=q.dims)], **fields)
+    if beside is not None:
+        _gain(beside, m, ins, fields)
 
 
-def _is_without_noise(op: ScoreAttention) -> bool:
+def _has_narrow_queries(op: ScoreAttention) -> bool:
     width = op.q.tensor.dims[3]
-    return op.seed is None and isinstance(width, int) and width <= WIDEST_HEAD
+    return isinstance(width, int) and width <= WIDEST_HEAD
 
 
-@form(ScoreAttention, _is_without_noise)
+@form(ScoreAttention, _has_narrow_queries)
 def score_attention(op: ScoreAttention, m: Maker) -> None:
     """What each key gets, in memory that the caller gives: it is as long as the cache."""
-    if op.result in m.scored.values():
+    if op in m.scored.values():
         return  # the attention beside it has made it
     q, k, out = m.spot(op.q), m.spot(op.k), m.spot(op.result)
-    ins, fields = _attending(op, m, k, 0, True)
+    ins, fields = _attending(op, m, k, 0, op)
     ins.insert(2, k)
-    for code in (Code.ATTEND, Code.GAIN):
-        m.emit(code, ins, [replace(out, dims=q.dims)], **fields)
+    m.emit(Code.ATTEND, ins, [replace(out, dims=q.dims)], **fields)
+    _gain(op, m, ins, fields)
+
+
+def _gain(op: ScoreAttention, m: Maker, ins: list[Spot], fields: dict[str, Any]) -> None:
+    """Add up what keys get, of scores with noise where an op asks for it."""
+    dims = m.spot(op.q).dims
+    if op.seed is not None:
+        slot, seed = m.noise[op.result], op.seed * SEEDS & 0xFFFFFFFF
+        outs = [Spot(slot + i, dims, None) for i in range(3)]
+        own = {"number": op.tau, "limit": op.tau_end, "inner": op.tau_steps, "format": seed}
+        m.emit(Code.NOISE, ins, outs, **fields | own)
+    m.emit(Code.GAIN, ins, [replace(m.spot(op.result), dims=dims)], **fields)
 
 
 def _attending(
-    op: Attention | ScoreAttention, m: Maker, k: Spot, mixed: int, keeps: bool
+    op: Attention | ScoreAttention,
+    m: Maker,
+    k: Spot,
+    mixed: int,
+    scored: ScoreAttention | None,
 ) -> tuple[list[Spot], dict[str, Any]]:
     """Return what the records read but for values of so many channels, and their fields."""
-    q, step = m.spot(op.q), mixed + 2 + (RUN_OF_KEYS if keeps else 0)
+    q, step = m.spot(op.q), mixed + 2 + (0 if scored is None else RUN_OF_KEYS)
     m.scratch = max(m.scratch, q.dims[0] * q.dims[1] * q.dims[2] * step)
     m.keys = max(m.keys, k.dims[2])
     keys = -1 if k.strides is None else k.dims[2]
     mask = -1 if op.mask is None else m.spot(op.mask).slot
-    fields = attending(op, m.vector(op.sinks), k.dtype, keeps)
+    fields = attending(op, m.vector(op.sinks), k.dtype, scored)
     fields["extra"] = (k.dims[1], mixed, keys, mask)
     return [q, k, *([] if op.bias is None else [m.spot(op.bias)])], fields
 
 
 def attending(
-    op: Attention | ScoreAttention, sinks: int, dtype: torch.dtype, keeps: bool
+    op: Attention | ScoreAttention, sinks: int, dtype: torch.dtype, scored: ScoreAttention | None
 ) -> dict[str, Any]:
-    """Return what a record says of an op that attends: sinks by address, and whether it keeps."""
+    """Return what a record says of an op that attends: sinks by address, and what it keeps."""
+    kept = 0 if scored is None else 2 if scored.seed is None else 6
     return {
         "type": TYPES[dtype],
-        "fn": int(op.bias is not None) + 2 * keeps,
+        "fn": int(op.bias is not None) + kept,
         "number": op.scale,
         "limit": op.softcap or 0.0,
         "weight": sinks,

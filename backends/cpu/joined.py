@@ -61,6 +61,7 @@ class Joined:
             return None
         outputs = self._outputs(found, words)
         gains = self._gains(states, words)
+        held += self._noises(states, words)
         rooms = self._memory(found, words)
         ticks = None if clock is None else array("q", bytes(8 * len(found.records)))
         if tape.run(found.records, list(chain.from_iterable(words)), ticks) >= 0:
@@ -148,6 +149,16 @@ class Joined:
             gains[value] = x = torch.empty(*stored.shape[:2], length)
             words[self.layout.of[value]] = (x.data_ptr(), 0, 0, 0, length)
         return gains
+
+    def _noises(self, states: dict[Value, Any], words: list[Words]) -> list[torch.Tensor]:
+        """Point to what noise is drawn by; returns tensors to hold."""
+        held = []
+        for value, state in self.layout.noisy:
+            given, slot = states[state].places(), self.layout.noise[value]
+            words[slot : slot + 3] = map(_words, given)
+            words[slot] = (*words[slot][:4], states[state].number)
+            held += given
+        return held
 
     def _memory(self, found: Tape, words: list[Words]) -> list[torch.Tensor]:
         """Point to the arena and the scratch, which calls on one thread share."""

@@ -72,6 +72,11 @@ class Layout:
         attends = [op for op in run.ops if isinstance(op, Attention | ScoreAttention)]
         self.biases = {op.bias for op in attends} - {None}
         self.gains = [(op.result, op.k) for op in attends if isinstance(op, ScoreAttention)]
+        self.noisy = [
+            (op.result, op.state)
+            for op in attends
+            if isinstance(op, ScoreAttention) and op.state is not None
+        ]
         self.scored = _beside(attends)
         self.reads = {v: (op.kv, i) for op in reads for i, v in enumerate(op.results)}
         self.appends = [(op.result, op.kv, op.tokens) for op in appends]
@@ -93,7 +98,8 @@ class Layout:
         for value in dict.fromkeys((*self.run.inputs, *states, *gains, *self.run.outputs)):
             slots[value] = at
             at += 2 if isinstance(value.type, KV) else 1
-        return slots, at
+        self.noise = {value: at + 3 * i for i, (value, _) in enumerate(self.noisy)}
+        return slots, at + 3 * len(self.noisy)
 
     def _last_readers(self) -> dict[int, list[Value]]:
         last: dict[Value, int] = {}
@@ -117,7 +123,7 @@ class Layout:
 
     def make(self, size: Evaluate, weights: Weights) -> Tape:
         """Return the records at the sizes that `size` gives for dimensions."""
-        m = Maker(size, weights, {}, self.dies, self.scored)
+        m = Maker(size, weights, {}, self.dies, self.scored, self.noise)
         for value in self.run.inputs:
             if not isinstance(value.type, KV | TokenSet):
                 self._place(m, value)
@@ -169,12 +175,12 @@ class Layout:
             forms.FORMS[op.kind][0](op, m)
 
 
-def _beside(attends: Sequence[Attention | ScoreAttention]) -> dict[Value, Value]:
-    """Return the scores that an attention has made of all its queries, by what it makes."""
+def _beside(attends: Sequence[Attention | ScoreAttention]) -> dict[Value, ScoreAttention]:
+    """Return what scores the keys of an attention for all its queries, by what that makes."""
 
     def read(op: Attention | ScoreAttention) -> tuple[Any, ...]:
         return op.q, op.k, op.mask, op.bias, op.sinks, op.scale, op.softcap
 
     made = {read(op): op.result for op in attends if isinstance(op, Attention)}
     scores = [op for op in attends if isinstance(op, ScoreAttention)]
-    return {made[read(op)]: op.result for op in scores if read(op) in made}
+    return {made[read(op)]: op for op in scores if read(op) in made}

@@ -16,7 +16,7 @@ from elidir.backends.cpu.native.records import ARENA, OUTER, TYPES, Code, Record
 from elidir.backends.cpu.stored import Stored, stored, table, vector
 from elidir.backends.dtypes import torch_dtype
 from elidir.backends.weights import Weights
-from elidir.ir import KV, Dim, Value, Weight
+from elidir.ir import KV, Dim, ScoreAttention, Value, Weight
 
 Evaluate: TypeAlias = Callable[[Dim], int]
 _ALIGNED = 16  # elements: a cache line
@@ -79,14 +79,16 @@ class Maker:
         weights: of the program.
         spots: of each value; those that the caller gives are there from the start.
         dies: the values of which an op, by number, is the last reader.
-        scored: what attention makes, and the scores of its keys that are wanted beside it.
+        scored: what attention makes, and the op that scores its keys beside it.
+        noise: the first of three slots that a noisy op reads.
     """
 
     size: Evaluate
     weights: Weights
     spots: dict[Value, Spot]
     dies: Mapping[int, Sequence[Value]]
-    scored: Mapping[Value, Value] = field(default_factory=dict)
+    scored: Mapping[Value, ScoreAttention] = field(default_factory=dict)
+    noise: Mapping[Value, int] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # which op each record belongs to
     held: list[Any] = field(default_factory=list)

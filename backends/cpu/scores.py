@@ -54,7 +54,7 @@ def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
 
 def _native(op: ScoreAttention, weights: Weights) -> Scores:
     sinks, dtype = vector(weights, op.sinks), torch_dtype(op.k.tensor.dtype)
-    fields = attending(op, address(sinks), dtype, keeps=True)
+    fields = attending(op, address(sinks), dtype, op)
     made = Alone((Code.ATTEND, Code.GAIN), (sinks,), **fields)
 
     def run(

@@ -19,8 +19,9 @@ _ODD = 0x9E3779B9
 class Noise:
     """The noise and the temperature of one call of `score.attention`."""
 
-    def __init__(self, op: ScoreAttention, pos: Tensor, state: PlacedState, heads: int) -> None:
-        """Make the words of queries at `pos` i64[B, R], and of the keys of a state."""
+    def __init__(self, op: ScoreAttention, state: PlacedState, heads: int, rows: int) -> None:
+        """Make the words of the last tokens of a state, which are the queries, and of its keys."""
+        pos = state.positions()[:, -rows:]
         seed = _mix(_word((op.seed or 0) * _ODD + state.number + 1))
         head = _mix(torch.arange(heads, dtype=torch.int32) + seed)
         self.queries = _mix(pos.int()[:, None] + head[:, None])  # [B, H, R]

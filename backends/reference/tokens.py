@@ -41,13 +41,13 @@ ROWS_AT_ONCE = 64
 def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     """Attention of the given queries, some rows at a time, added up over them."""
     softmax = probabilities(op, weights)
-    given = [n for n in ("mask", "bias", "pos", "state") if getattr(op, n) is not None]
+    given = [n for n in ("mask", "bias", "state") if getattr(op, n) is not None]
 
     def run(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
         found = dict(zip(given, rest, strict=True))
         mask, bias = found.get("mask"), found.get("bias")
-        noise = Noise(op, found["pos"], found["state"], q.shape[1]) if "pos" in found else None
         batch, heads, rows, _ = q.shape
+        noise = Noise(op, found["state"], heads, rows) if "state" in found else None
         groups = k.shape[1]
         total = torch.zeros(batch, groups, k.shape[2])
         for start in range(0, rows, ROWS_AT_ONCE):

@@ -377,6 +377,10 @@ class PlacedKV:
         positions = self.store.staged.positions
         return positions[:, None].expand(-1, ordinals.shape[1], -1).gather(2, ordinals)
 
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ordinals i32[B, G, C] of slots, the positions i64[B, T] of those, and `since`."""
+        return self.store.ordinals[self.layer], self.store.staged.positions, self.store.since
+
     def ordinals(self) -> Tensor:
         """Return the numbers of the tokens that the first key head holds, i64[B, S]."""
         return self.store.ordinals[self.layer, :, 0, : self.length].long()

@@ -31,8 +31,8 @@ class ScoreAttention(Op):
     attention beside it stays fused; only these rows are made again.
 
     With a `seed` the softmax is of (scores + noise) / tau, noise being Gumbel(0, 1), drawn for the
-    seed, the layer, the head, and the positions of query (`pos` i64[B, R]) and key, which
-    `state` knows. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the first
+    seed, the layer, the head, and the positions of query and key, which `state` knows: its last R
+    tokens are the queries. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the first
     feed of a session (arXiv 2403.09054).
     """
 
@@ -41,7 +41,6 @@ class ScoreAttention(Op):
     mask: Value | None = None
     bias: Value | None = None
     sinks: Weight | None = None
-    pos: Value | None = None
     state: Value | None = None
     scale: float = 1.0
     softcap: float | None = None
@@ -62,19 +61,17 @@ class ScoreAttention(Op):
             (1, k.dims[2]),
         ):
             raise IRTypeError(f"{mask} does not fit queries {q} and keys {k}")
-        self._check_noise(q, k)
+        self._check_noise(k)
         return Tensor(k.dims[:3], DType.F32)
 
-    def _check_noise(self, q: Tensor, k: Tensor) -> None:
-        if (self.pos is None) != (self.state is None) or (self.seed is None) != (self.pos is None):
-            raise IRTypeError("noise needs a seed, the queries' positions and the keys' state")
-        if self.pos is None or self.state is None:
+    def _check_noise(self, k: Tensor) -> None:
+        if (self.seed is None) != (self.state is None):
+            raise IRTypeError("noise needs a seed, and the keys' state")
+        if self.state is None:
             return
         kv = self.state.type
         if not isinstance(kv, KV) or not kv.placed or kv.length != k.dims[2]:
             raise IRTypeError(f"{self.state!r} does not know where the keys {k} stand")
-        if self.pos.type != Tensor((q.dims[0], q.dims[2]), DType.I64):
-            raise IRTypeError(f"positions {self.pos.type} are not those of queries {q}")
 
     def verify(self) -> None:
         if min(self.tau, self.tau_end) <= 0 or self.tau_steps < 1:

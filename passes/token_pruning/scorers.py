@@ -20,7 +20,6 @@ from elidir.ir import (
     Expand,
     Iota,
     KvAppend,
-    KvPositions,
     Maximum,
     Op,
     Pad,
@@ -109,12 +108,9 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
         return received(seen.attention, None, ops)
     if seen.attention.q.type.dims[2] != seen.new:
         raise EvictingError("only some tokens are queries; give noise=false, or another scorer")
-    state = seen.append.result
-    known, length = emit(ops, KvPositions(state)), state.type.dims[2]
-    pos = emit(ops, Slice(known, 1, as_dim(length - seen.new), length))
     (tau, tau_end), steps = options.tau, options.tau_steps
     noise = {"seed": options.seed, "tau": tau, "tau_end": tau_end, "tau_steps": steps}
-    return received(seen.attention, None, ops, pos=pos, state=state, **noise)
+    return received(seen.attention, None, ops, state=seen.append.result, **noise)
 
 
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:

@@ -1203,12 +1203,11 @@ def gumbel(seed: int, layer: int, head: int, query: int, key: int) -> float:
 @case(ScoreAttention)
 def score_attention_with_noise(b: Bench) -> Any:
     q, k = b.x("B", 4, 2, 4, dtype=b.dtype), b.x("B", 2, 3, 4, dtype=b.dtype)
-    pos = b.data(torch.tensor([[1, 4]]).expand(b.size("B"), -1), "B", 2, dtype=DType.I64)
     scores = b[q] @ b[k].repeat_interleave(2, 1).transpose(-1, -2) * 0.4
     for head, row, slot in itertools.product(range(4), range(2), range(3)):
-        scores[:, head, row, slot] += gumbel(5, 3, head, (1, 4)[row], (3, 2, 1)[slot])
-    given = (scores / torch.tensor([1.0, 1.75])[:, None]).softmax(-1).sum(2)
-    noise = {"pos": pos, "state": own_state(b, 3), "seed": 5, "tau_end": 2.0, "tau_steps": 4}
+        scores[:, head, row, slot] += gumbel(5, 3, head, (2, 1)[row], (3, 2, 1)[slot])
+    given = (scores / torch.tensor([1.25, 1.0])[:, None]).softmax(-1).sum(2)
+    noise = {"state": own_state(b, 3), "seed": 5, "tau_end": 2.0, "tau_steps": 4}
     return ScoreAttention(q, k, scale=0.4, **noise), (given[:, 0::2] + given[:, 1::2]) / 2
 
 

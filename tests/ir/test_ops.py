@@ -277,13 +277,8 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("score.attention", lambda: ir.ScoreAttention(Q, K, MASK, seed=1), "noise needs a seed"),
     (
         "score.attention",
-        lambda: ir.ScoreAttention(Q, K, MASK, pos=IDS, state=KV, seed=1),
+        lambda: ir.ScoreAttention(Q, K, MASK, state=KV, seed=1),
         "does not know where the keys",
-    ),
-    (
-        "score.attention",
-        lambda: ir.ScoreAttention(Q, K, MASK, pos=ROWS, state=OWN, seed=1),
-        "are not those of queries",
     ),
     ("score.attention", lambda: ir.ScoreAttention(Q, K, MASK, tau=0.0), "tau is above 0"),
     ("slice", lambda: ir.Slice(X, 2, 3, 9), "slice 3:9 does not lie in the 8 of"),

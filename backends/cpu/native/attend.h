@@ -31,7 +31,7 @@ void append(const Call& call, const Record& r, const Share& s) {
 // What attention reads: in[0] queries [B, H, N, width], in[1] keys, in[2] values; in[3] a bias
 // [B, H, N, S] if fn has 1 in it. extra: key heads, channels of values (none if only weights are
 // asked for), keys if no cache says so, slot of the mask or -1. The scratch of a query and a run is
-// maximum, sum, mix, and if fn has 2 in it the keys' weights.
+// maximum, sum, mix, and if fn has 2 in it the keys' weights, or with 4 as well their scores.
 template <class T>
 struct Attention {
   const Record& r;
@@ -53,6 +53,7 @@ struct Attention {
     step = 2 + mixed + (keeps() ? kKeys : 0);
   }
   bool keeps() const { return r.fn & 2; }
+  bool keeps_scores() const { return r.fn & 4; }
   float* partial(long batch, long head, long token, long run) const {
     const long row = (batch * r.dims[1] + head) * r.dims[2] + token;
     return scratch + (row * runs + run) * step;
@@ -100,7 +101,20 @@ void mix(const T* values, long stride, long count, N last, const float (*weights
   });
 }
 
-// Exponentials of a query's scores; returns what is left of them: the highest and the sum.
+// Exponentials of a query's scores, of which the highest is given; leaves that and their sum.
+inline void spread(float* scores, long count, float highest, float* partial) {
+  Floats sum = {};
+  const float base = highest == -INFINITY ? 0.0f : highest;
+  channels(count, [&](long t, auto n) {
+    Floats e = exponential(load(scores + t, n) - base);
+    store(e, scores + t, n);
+    sum += load(scores + t, n);  // read again: lanes beyond the run are zeros
+  });
+  partial[0] = highest;
+  partial[1] = total(sum);
+}
+
+// What a query's products come to, in their place and in `partial`.
 template <class T>
 void weigh(const Attention<T>& a, long batch, long head, long token, long start, long count,
            float* scores, float* partial) {
@@ -115,15 +129,10 @@ void weigh(const Attention<T>& a, long batch, long head, long token, long start,
     scores[t] = v;
     highest = v > highest ? v : highest;
   }
-  Floats sum = {};
-  const float base = highest == -INFINITY ? 0.0f : highest;
-  channels(count, [&](long t, auto n) {
-    Floats e = exponential(load(scores + t, n) - base);
-    store(e, scores + t, n);
-    sum += load(scores + t, n);  // read again: lanes beyond the run are zeros
-  });
-  partial[0] = highest;
-  partial[1] = total(sum);
+  float* kept = partial + 2 + a.mixed;
+  if (a.keeps_scores()) memcpy(kept, scores, count * sizeof(float));
+  spread(scores, count, highest, partial);
+  if (a.keeps() && !a.keeps_scores()) memcpy(kept, scores, count * sizeof(float));
 }
 
 // COUNT queries of one key head, the first of them `first`, over one run of keys.
@@ -148,7 +157,6 @@ void attend_some(const Attention<T>& a, long batch, long g, long run, long first
   for (int j = 0; j < COUNT; ++j) {
     const long head = g * a.group + (first + j) / r.dims[2], token = (first + j) % r.dims[2];
     weigh(a, batch, head, token, start, count, scores[j], mixed[j] - 2);
-    if (a.keeps()) memcpy(mixed[j] + a.mixed, scores[j], count * sizeof(float));
   }
   const T* values = a.v.at(batch, g, start);
   const long stride = a.v.strides[2];
@@ -231,7 +239,7 @@ void merge(const Call& call, const Record& r, const Share& s) {
 }
 
 // What each key gets of the queries' attention, the mean over the heads of its group: rows [B, G, S]
-// one after another in the slot of out[0]. It reads the weights that `attend` has left.
+// one after another in the slot of out[0]. It reads the weights that `attend` or `noise` has left.
 template <class T>
 void gain(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);

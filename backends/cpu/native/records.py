@@ -12,6 +12,7 @@ OUTER = -1  # as a view's first stride: the strides are those of the caller's te
 ARENA, SCRATCH, FIRST_OUTER = 0, 1, 2
 RUN_OF_KEYS = 256
 WIDEST_HEAD = 512
+SEEDS = 0x9E3779B9  # what a seed of noise is multiplied by
 BLOCK_OUTPUTS = 64  # of a weight in int8
 
 
@@ -20,7 +21,7 @@ class Code(IntEnum):
 
     LINEAR, NORM, ADD_NORM, UNARY, BINARY, GATED, ROPE, ROPE_TABLE, EMBED, TAKE = range(10)
     APPEND, ATTEND, MERGE, LOAD, STORE, DEQUANTIZE = range(10, 16)
-    QUANTIZE, LINEAR_INT8, COPY, GAIN = range(16, 20)
+    QUANTIZE, LINEAR_INT8, COPY, GAIN, NOISE = range(16, 21)
 
 
 FUNCTIONS = {

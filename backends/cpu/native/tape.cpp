@@ -13,6 +13,7 @@
 #include "attend.h"
 #include "gemv.h"
 #include "int8.h"
+#include "noise.h"
 #include "pointwise.h"
 
 extern "C" {
@@ -28,7 +29,7 @@ namespace {
 enum Code : int64_t {
   kLinear, kNorm, kAddNorm, kUnary, kBinary, kGated, kRope, kRopeTable, kEmbed, kTake,
   kAppend, kAttend, kMerge, kLoad, kStore, kDequantize,
-  kQuantize, kLinearInt8, kCopy, kGain,
+  kQuantize, kLinearInt8, kCopy, kGain, kNoise,
 };
 
 // Calls f with a number of the type that rows are stored as.
@@ -49,6 +50,7 @@ bool run_rows(const Call& call, const Record& r, const Share& s) {
     case kAppend: return append<T>(call, r, s), true;
     case kAttend: return attend<T>(call, r, s), true;
     case kGain: return gain<T>(call, r, s), true;
+    case kNoise: return noise<T>(call, r, s), true;
     case kMerge: return merge<T>(call, r, s), true;
     case kQuantize: return quantize<T>(call, r, s), true;
     case kLoad: return convert<T, float>(call, r, s), true;

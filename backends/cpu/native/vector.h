@@ -169,4 +169,27 @@ inline Floats exponential(Floats x) {
   return x == x ? out : x;
 }
 
+// The natural logarithm of a positive number, to the last place or two.
+inline Floats logarithm(Floats x) {
+  const Words bits = (Words)x;
+  const Floats part = (Floats)((bits & 0x7fffffu) | 0x3f000000u);  // from 0.5 to 1
+  const auto small = part < every(0.707106781f);
+  Floats power = __builtin_convertvector((Ints)(bits >> 23) - 126, Floats);
+  power = small ? power - 1.0f : power;
+  const Floats r = (small ? part + part : part) - 1.0f;
+  Floats p = every(7.0376836292e-2f);
+  p = fused(p, r, every(-1.1514610310e-1f));
+  p = fused(p, r, every(1.1676998740e-1f));
+  p = fused(p, r, every(-1.2420140846e-1f));
+  p = fused(p, r, every(1.4249322787e-1f));
+  p = fused(p, r, every(-1.6668057665e-1f));
+  p = fused(p, r, every(2.0000714765e-1f));
+  p = fused(p, r, every(-2.4999993993e-1f));
+  p = fused(p, r, every(3.3333331174e-1f));
+  const Floats square = r * r;
+  Floats rest = fused(power, every(-2.12194440e-4f), square * r * p);
+  rest = fused(square, every(-0.5f), rest);
+  return fused(power, every(0.693359375f), r + rest);
+}
+
 }  // namespace elidir
