@@ -14,6 +14,7 @@ from torch import Tensor
 from elidir.ir import KvEvict
 
 _TIE = 1e-12  # of equal scores the older token goes
+_LAST = torch.iinfo(torch.int32).max
 _ROUNDING = 8  # last bits of a float32 score that do not count: repeated tokens have equal keys
 
 
@@ -76,22 +77,46 @@ def split(
         valid: bool[B, T], the tokens of the session.
     """
     shape, slots = ordinals.shape, ordinals.shape[3]
-    first, last = (t[:, :, None] for t in protected(rule, counts, valid))
-    rank = ordinals.double()
-    if scores is not None:
-        rank = rank.mul_(_TIE).add_(_rounded(scores))
+    first, last = (t[:, :, None].int() for t in protected(rule, counts, valid))
+    rounded = None if scores is None else _rounded(scores)
     if rule.shared:
-        rank, ordinals = rank.mean(2, keepdim=True), ordinals[:, :, :1]
-    rank.masked_fill_((ordinals < first) | (ordinals >= last), math.inf)
+        ordinals = ordinals[:, :, :1]
+        rounded = None if rounded is None else rounded.mean(2, keepdim=True)
     if bool((counts == slots - 1).all()) and bool(held.all()):
         ends = torch.arange(slots - 1, shape.numel(), slots)
-        worst = rank.argmin(3).expand(shape[:3]).flatten()
+        worst = _worst(rounded, ordinals, first, last).expand(shape[:3]).flatten()
         return ends - (slots - 1) + worst, ends
+    rank = ordinals.double()
+    if rounded is not None:
+        rank = rank.mul_(_TIE).add_(rounded)
+    rank.masked_fill_((ordinals < first) | (ordinals >= last), math.inf)
     order = rank.masked_fill_(~held[:, None], -math.inf).argsort(3, descending=True)
     front = (torch.arange(slots) < counts)[:, None]
     stays = torch.zeros_like(rank, dtype=torch.bool)
     stays = stays.scatter_(3, order, front.expand_as(order)).expand(shape)
     return _numbers(~stays & front), _numbers(stays & ~front)
+
+
+def _worst(scores: Tensor | None, ordinals: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Return the slot of the lowest score in each head, the oldest of equal ones.
+
+    Every token goes through this in every layer. It is in integers of 32 bits, over two rooms: of
+    those torch does many at once, and comparisons, fillings and new rooms take five times as long.
+    """
+    stays, room = last - 1 - ordinals, torch.empty_like(ordinals)
+    torch.minimum(stays, torch.sub(ordinals, first, out=room), out=stays)
+    if scores is not None:
+        bits = scores.view(torch.int32)
+        order = torch.bitwise_right_shift(bits, 31, out=room).bitwise_and_(_LAST).bitwise_xor_(bits)
+        rank = _unless(stays, order)  # integers are in the order of the floats
+        rank.bitwise_xor_(rank.amin(3, keepdim=True))
+        stays.bitwise_or_(torch.neg(rank, out=room))
+    return _unless(stays, ordinals).argmin(3)
+
+
+def _unless(negative: Tensor, numbers: Tensor) -> Tensor:
+    """Return numbers, the greatest there is where the other one is negative, in the room of that."""
+    return negative.bitwise_right_shift_(31).bitwise_xor_(-_LAST - 1).clamp_(min=numbers)
 
 
 def _rounded(scores: Tensor) -> Tensor:
