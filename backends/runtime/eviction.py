@@ -115,7 +115,7 @@ def _worst(scores: Tensor | None, ordinals: Tensor, first: Tensor, last: Tensor)
 
 
 def _unless(negative: Tensor, numbers: Tensor) -> Tensor:
-    """Return numbers, the greatest there is where the other one is negative, in the room of that."""
+    """Return numbers, or the greatest there is where `negative` is so; in the room of that."""
     return negative.bitwise_right_shift_(31).bitwise_xor_(-_LAST - 1).clamp_(min=numbers)
 
 

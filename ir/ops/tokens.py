@@ -32,8 +32,8 @@ class ScoreAttention(Op):
 
     With a `seed` the softmax is of (scores + noise) / tau, noise being Gumbel(0, 1), drawn for the
     seed, the layer, the head, and the positions of query and key, which `state` knows: its last R
-    tokens are the queries. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the first
-    feed of a session (arXiv 2403.09054).
+    tokens are the queries. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the
+    first feed of a session (arXiv 2403.09054).
     """
 
     q: Value

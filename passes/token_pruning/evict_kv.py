@@ -17,7 +17,7 @@ from elidir.passes.gain import decoding_loss
 from elidir.passes.options import Range, Ratio
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.evicting import HELD, Evicting, N
-from elidir.passes.token_pruning.scorers import EVICTION, EvictingError, Seen
+from elidir.passes.token_pruning.scorers import EVICTION, EvictingError, Seen, looking
 
 Count = Annotated[int, Range(ge=1)]
 Tau = Annotated[float, Range(ge=0.01)]
@@ -117,6 +117,7 @@ class EvictKv(Pass):
         prompt = symbol("P") if prefill is None else prefill.region.params[0].type.dims[1]
         fewest = max(symbols[str(prompt)].lo, least + 1)
         method, shared = EVICTION[self.scorer], _reads_positions(step)
+        recent = method.recent if self.recent is None else self.recent
         scored = method.by != "age" and method.in_step
 
         def rule(seen: Seen, ops: list[Op]) -> KvEvict | None:
@@ -130,7 +131,7 @@ class EvictKv(Pass):
                 budget.keep if seen.prompt or budget.keep == 1 else 0.0,
                 least,
                 budget.most,
-                method.recent if self.recent is None else self.recent,
+                looking(self) if recent is None else recent,
                 method.sinks if self.sinks is None else self.sinks,
                 shared,
                 fewest if seen.prompt else 0,

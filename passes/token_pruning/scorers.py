@@ -85,14 +85,14 @@ class Eviction:
     Args:
         by: as in `kv.evict`.
         scorer: takes what is seen, the list that its ops go to, and the options of the pass.
-        recent: the part of what stays that is the newest.
+        recent: the part of what stays that is the newest; None for as many as `window` says.
         sinks: first tokens that stay.
         in_step: whether it evicts behind each step too.
     """
 
     by: str
     scorer: Callable[[Seen, list[Op], Any], Value] | None = None
-    recent: float = 0.0
+    recent: float | None = 0.0
     sinks: int = 0
     in_step: bool = True
 
@@ -113,11 +113,15 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
     return received(seen.attention, None, ops, state=seen.append.result, **noise)
 
 
+def looking(options: Any) -> int:
+    """Return how many of a prompt's last tokens are the window, which stays."""
+    return int(min(options.window, options.at_least))
+
+
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return what each key, or a neighbour, gets of a prompt's last queries (arXiv 2404.14469)."""
     new, (batch, _, queries, _) = seen.new, seen.attention.q.type.dims
-    window = min(options.window, options.at_least)
-    first = as_dim(sympy.Max(queries - window, 0))  # a prompt may have fewer queries
+    first = as_dim(sympy.Max(queries - looking(options), 0))  # a prompt may have fewer queries
     last = emit(ops, Slice(emit(ops, Iota(queries)), 0, first, queries))
     rows = emit(ops, Expand(last, (batch, as_dim(queries - first))))
     scores = received(seen.attention, rows, ops)
@@ -135,7 +139,7 @@ def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
 EVICTION: dict[str, Eviction] = {
     "h2o": Eviction("scores", h2o, recent=0.5),
     "keyformer": Eviction("scores", keyformer, recent=0.3),
-    "snapkv": Eviction("scores", snapkv, in_step=False),
+    "snapkv": Eviction("scores", snapkv, recent=None, in_step=False),
     "streaming": Eviction("age", sinks=4),  # arXiv 2309.17453
     "knorm": Eviction("norm", recent=0.1),  # arXiv 2406.11430
 }
