@@ -28,8 +28,12 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 RATES = (0.4, 0.2, 0.1)
 PICTURES, BATCH, TURNS = 1000, 50, 3
-POSITIONS = ("compact", "original")
-HIRED = ("paper", "code")
+POSITIONS = ("original", "compact")
+HIRED = {
+    "HiRED, paper": {"variant": "paper"},
+    "HiRED, code": {"variant": "code"},
+    "without the class token": {"scorer": "received"},
+}
 ALPHAS = (0.0, 0.2, 0.8, 1.0)
 
 # Takes how many tokens there are and how many stay, and returns which.
@@ -47,14 +51,14 @@ def every(whole: int, count: int) -> Tensor:
 
 
 def hired(model: Any, **options: Any) -> Any:
-    """Return the model compiled with the pass."""
+    """Return the model compiled with the pass, whether it pays on this host or not."""
     given = " ".join(f"{name}={value}" for name, value in options.items())
-    return elidir.compile(model, pipeline=f"drop-visual-tokens{{{given}}}, lossless")
+    return elidir.compile(model, pipeline=f"drop-visual-tokens{{{given} force=true}}, lossless")
 
 
 def chosen(model: Any, choice: Choice, rate: float, positions: str) -> Any:
     """Return the model over tokens chosen without looking, as many as the pass keeps."""
-    made = hired(model, rate=1.0, force="true", positions=positions)
+    made = hired(model, rate=1.0, positions=positions)
     made.features = partial(_few, made.features, choice, rate)
     return made
 
@@ -83,7 +87,7 @@ def quality(folder: str, pictures: int) -> None:
     print(f"{pictures} questions; dense {share:.3f} right, {words} tokens of a prompt")
     error = sqrt(share * (1 - share) / pictures)
     print(f"standard error of the dense figure {error:.3f}, at most {0.5 / sqrt(pictures):.3f}")
-    names = (*(f"HiRED, {variant}" for variant in HIRED), "random", "every so many")
+    names = (*HIRED, "random", "every so many")
     print("| positions | tokens | " + " | ".join(f"{rate:g}" for rate in RATES) + " |")
     print("|---|---|" + "---|" * len(RATES))
     for positions, name in product(POSITIONS, names):
@@ -93,14 +97,14 @@ def quality(folder: str, pictures: int) -> None:
         print(f"| {positions} | {name} | " + " | ".join(cells) + " |", flush=True)
     print("| alpha | " + " | ".join(f"{rate:g}" for rate in RATES) + " |")
     for alpha in ALPHAS:
-        made = (hired(model, rate=r, alpha=alpha, positions="original") for r in RATES)
+        made = (hired(model, rate=r, alpha=alpha) for r in RATES)
         cells = (f"{right(each, painted.pixels, asked)[0]:.3f}" for each in made)
         print(f"| {alpha:g} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _made(model: Any, name: str, rate: float, positions: str) -> Any:
-    if name.startswith("HiRED"):
-        return hired(model, rate=rate, variant=name.split()[-1], positions=positions)
+    if name in HIRED:
+        return hired(model, rate=rate, positions=positions, **HIRED[name])
     choice = every if name.startswith("every") else _random()
     return chosen(model, choice, rate, positions)
 

@@ -13,6 +13,7 @@ from elidir.cost_models.describe import (
 )
 from elidir.cost_models.errors import CostError, DescriptionError, TargetError, WorkError
 from elidir.cost_models.formats import bits_per_weight, register_format, storage_format
+from elidir.cost_models.joining import Earlier, joined, joined_snapshot
 from elidir.cost_models.memory import Footprint, footprint, parameters, weight_bytes
 from elidir.cost_models.phases import Line, Phase, Request, decode, lines, prefill
 from elidir.cost_models.report import (
@@ -69,6 +70,7 @@ __all__ = [
     "CostError",
     "Description",
     "DescriptionError",
+    "Earlier",
     "Footprint",
     "LayerTime",
     "Line",
@@ -105,6 +107,8 @@ __all__ = [
     "dump_target",
     "footprint",
     "is_modelled",
+    "joined",
+    "joined_snapshot",
     "lines",
     "load_description",
     "load_target",

@@ -3,7 +3,7 @@
 The tower learns first, as CLIP's did, from its class token alone: which digit each colour of a
 partition is. Then projector and language model learn from questions about whole pictures, all of
 whose tokens they are given; the tower stays as it is. Nothing here knows that tokens will be
-dropped.
+dropped, unless `--short` gives the language model prompts of many lengths.
 """
 
 import argparse
@@ -93,25 +93,36 @@ def train_tower(model: Any, painter: Painter, steps: int) -> None:
         schedule.step(scores, wanted.flatten())
 
 
-def train_language(model: Any, painter: Painter, steps: int) -> None:
-    """Teach projector and language model to answer questions about pictures."""
+def train_language(model: Any, painter: Painter, steps: int, *, short: bool = False) -> None:
+    """Teach projector and language model to answer questions about pictures.
+
+    With `short`, of a random part of their tokens, from a tenth up to all, at positions counted
+    anew.
+    """
     model.model.vision_tower.requires_grad_(False)
     trained = (p for p in model.parameters() if p.requires_grad)
     schedule = Schedule("language", trained, 1.5e-3, steps)
     for _ in range(steps):
         pictures = painter.paint(24)
         asked = questions(pictures)
+        share = 0.1 + 0.9 * float(torch.rand(())) if short else 1.0
         with torch.autocast("cpu", torch.bfloat16):
-            logits = answer_logits(model, pictures.pixels, asked)
+            logits = answer_logits(model, pictures.pixels, asked, share)
         shown = torch.arange(MOST) < pictures.count[:, None]
         schedule.step(logits[:, ::2][shown], asked[:, 1::2][shown])
 
 
-def answer_logits(model: Any, pixels: Tensor, asked: Tensor) -> Tensor:
-    """Return the logits f32[B, N, V] behind each of the tokens that follow a picture."""
+def answer_logits(model: Any, pixels: Tensor, asked: Tensor, share: float = 1.0) -> Tensor:
+    """Return the logits f32[B, N, V] behind each of the tokens that follow a picture.
+
+    Of the picture's tokens a random `share` is given.
+    """
     sizes = torch.full((len(pixels), 2), SIDE)
     found = model.model.get_image_features(pixels, sizes, return_dict=True)
     images = torch.stack(found.pooler_output)
+    if share < 1:
+        kept = torch.randperm(images.shape[1])[: int(share * images.shape[1])].sort().values
+        images = images[:, kept]
     words = model.get_input_embeddings()
     first = words(torch.full((len(pixels), 1), BOS))
     embeds = torch.cat((first, images.to(first.dtype), words(asked)), 1)
@@ -137,12 +148,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, nargs=2, default=(800, 1000), help="of both parts")
+    parser.add_argument("--short", action="store_true", help="teach with parts of pictures too")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     model, painter = new_model(), Painter(given.seed)
     start, worked = time.perf_counter(), time.process_time()
     train_tower(model, painter, given.steps[0])
-    train_language(model, painter, given.steps[1])
+    train_language(model, painter, given.steps[1], short=given.short)
     minutes = (time.perf_counter() - start) / 60, (time.process_time() - worked) / 60
     print("trained in {:.1f} minutes, {:.1f} of processor time".format(*minutes))
     held_out = Painter(given.seed + 1, held_out=True)

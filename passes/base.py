@@ -89,7 +89,8 @@ class Context:
     """What one run of a pass may look at, and where it leaves its remarks.
 
     `fuel` is the budget of rewrites of the whole pipeline, `target` a name that passes do not read
-    into, `observations` what calibration recorded, by name.
+    into, `observations` what calibration recorded, by name; `reader` is the module that reads what
+    this one makes, as a language model reads the features of a picture.
     """
 
     module: Module
@@ -97,6 +98,7 @@ class Context:
     fuel: Fuel = field(default_factory=Fuel)
     target: str = ""
     observations: Mapping[str, Any] = field(default_factory=dict)
+    reader: Module | None = None
     analyses: dict[Any, Any] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
     sites: list[str] = field(default_factory=list)

@@ -6,12 +6,15 @@ length from which it pays. Nothing is decided about quality here, and nothing is
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from elidir.cost_models import Target, load_target, waterfall
 from elidir.ir import Module
 
 LONG = 4096
 LONGEST = 1 << 17
+WORDS, ANSWER = 64, 128
+"""Tokens of a question about a picture, and of a usual answer."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,68 @@ def reading_loss(before: Module, after: Module, target: str, prompt: int) -> str
     longer = (Gain.of(before, after, target, n) for n in _lengths(before, after, gain.prompt))
     even = next((g.prompt for g in longer if g.pays), None)
     return f"{gain}; {f'it breaks even at {even:,}' if even else 'nor is there at any length'}"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Seconds of a picture's question up to the first token, and of each later one, both ways."""
+
+    target: Target
+    first: tuple[float, float]
+    later: tuple[float, float]
+
+    @classmethod
+    def of(
+        cls, seen: tuple[Module, Module], reader: Module, tokens: tuple[int, int], target: str
+    ) -> "Answered":
+        """Cost what makes the features of one picture, and what reads so many, both ways."""
+        found = load_target(target)
+        words = min(WORDS, _bound(reader, LONGEST) - tokens[0])
+        sights = waterfall([("", m) for m in seen], [found])
+        reads = [waterfall([("", reader)], [found], prompt=words + n)[0] for n in tokens]
+        first, later = zip(
+            *(
+                (s.prefill_seconds + r.prefill_seconds, r.decode_seconds)
+                for s, r in zip(sights, reads, strict=True)
+            ),
+            strict=True,
+        )
+        return cls(found, first, later)
+
+    @property
+    def even(self) -> int | None:
+        """After how many later tokens it breaks even, None for never."""
+        lost, won = self.first[1] - self.first[0], self.later[0] - self.later[1]
+        if lost <= 0:
+            return 0
+        return ceil(lost / won) if won > 0 else None
+
+
+def picture_loss(
+    seen: tuple[Module, Module], reader: Module, tokens: tuple[int, int], target: str
+) -> str:
+    """Return that no usual answer about a picture comes sooner, and which would, or "".
+
+    Args:
+        seen: from pixels to features, before and after.
+        reader: the language model that reads them.
+        tokens: how many features of a picture there are, before and after.
+        target: its name.
+    """
+    if _bound(reader, LONGEST) <= tokens[0]:
+        return ""  # without the pass no question about a picture is read at all
+    gain = Answered.of(seen, reader, tokens, target)
+    if gain.even is not None and gain.even < ANSWER:
+        return ""
+    (first, less), (later, fewer) = (
+        (f"{s * 1e3:.3g}" for s in pair) for pair in (gain.first, gain.later)
+    )
+    where = "at no length of the answer" if gain.even is None else f"after {gain.even:,} tokens"
+    return (
+        f"the cost model of {gain.target.name} sees no gain: the first token behind a picture goes "
+        f"from {first} to {less} ms, each later one from {later} to {fewer}; "
+        f"it breaks even {where}"
+    )
 
 
 def _lengths(before: Module, after: Module, start: int) -> Iterator[int]:

@@ -157,8 +157,11 @@ class Pipeline:
         target: str = "",
         observations: Mapping[str, Any] | None = None,
         crash_dir: Path | None = None,
+        reader: Module | None = None,
     ) -> PipelineResult:
         """Run every pass on a module; with `instruments` None, it is verified after each.
+
+        `reader` is the module that reads what this one makes, if another does.
 
         Raises `PipelineError` before any work if the order cannot run, and `PassError` with a
         reproducer in `crash_dir` (the folder for temporary files by default) if a pass fails.
@@ -166,7 +169,7 @@ class Pipeline:
         from elidir.passes.running import Runner
 
         self.check(module.stage, observations or ())
-        runner = Runner(instruments, fuel or Fuel(), target, observations or {}, crash_dir)
+        runner = Runner(instruments, fuel or Fuel(), target, observations or {}, crash_dir, reader)
         return runner.run(self, module)
 
 

@@ -28,10 +28,11 @@ class Runner:
         target: str,
         observations: Mapping[str, Any],
         crash_dir: Path | None,
+        reader: Module | None = None,
     ) -> None:
         self.instruments = (Verify(),) if instruments is None else tuple(instruments)
         self.fuel, self.target, self.observations = fuel, target, observations
-        self.crash_dir = crash_dir
+        self.crash_dir, self.reader = crash_dir, reader
         self.records: list[Record] = []
         self.accounted: set[str] = set()
         self.analyses: dict[Any, Any] = {}
@@ -103,7 +104,8 @@ class Runner:
         return result
 
     def _context(self, step: Pass, module: Module) -> Context:
-        return Context(module, step.name, self.fuel, self.target, self.observations, self.analyses)
+        shared = (self.fuel, self.target, self.observations, self.reader)
+        return Context(module, step.name, *shared, self.analyses)
 
     def _crash(
         self, step: Pass, module: Module, rest: tuple[Step, ...], error: Exception

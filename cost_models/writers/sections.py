@@ -134,16 +134,25 @@ def figures(report: Report) -> Table:
     return Table("figures", "", (TARGET, *FIGURES), lines)
 
 
+PROMPT, TOKEN = ("Prefill", "the prompt"), ("Each new token", "a step")
+PHASES = {
+    "pictures": ("Pictures", "their features"),
+    "decode": TOKEN,
+    "decode without a cache": TOKEN,
+}
+"""What a phase is called over all targets, and what its time is of."""
+
+
 def _overview(report: Report) -> Section:
-    shown = [
-        Plot("Prefill", partial(plots.compare, report, 0), "Time of the prompt; a log scale."),
-        Plot("Each new token", partial(plots.compare, report, 1), "Time of a step; a log scale."),
-    ]
-    both = all(len(t.phases) > 1 for t in report.targets)
+    names = min((tuple(p.name for p in t.phases) for t in report.targets), key=len)
+    shown = (PHASES.get(name, PROMPT) for name in names)
     return Section(
         anchor="at-a-glance",
         title="At a glance",
-        plots=tuple(shown if both else shown[:1]),
+        plots=tuple(
+            Plot(title, partial(plots.compare, report, i), f"Time of {what}; a log scale.")
+            for i, (title, what) in enumerate(shown)
+        ),
         tables=(figures(report),),
     )
 

@@ -16,10 +16,21 @@ from elidir.backends import torch_dtype
 from elidir.backends.runtime import LanguageModel, Reader, Session, at_positions, decoder_only
 from elidir.calling import forward_inputs
 from elidir.compiled import Compiled
+from elidir.cost_models import Measured, Report
 from elidir.explain import explain_program
-from elidir.frontends import NEWLINE, Options, Pictured, Program, Shape, build
+from elidir.frontends import (
+    NEWLINE,
+    Options,
+    Pictured,
+    Program,
+    Shape,
+    build,
+    measure_call,
+    runs_in,
+)
 from elidir.ir import ElidirError, Stage
 from elidir.passes import Fixpoint, Pass, Pipeline, framed
+from elidir.picture_report import WORDS, Sight, with_pictures
 
 INCREMENTALIZE = "incrementalize"  # is for the language model: what it says of pictures helps none
 
@@ -200,7 +211,8 @@ class CompiledPictures(Compiled):
         if shape not in self.vision:
             steps = tuple(_for_grid(s, shape) for s in Pipeline.of(self._sights.pipeline).steps)
             options = replace(self._sights, pipeline=Pipeline(steps))
-            self.vision[shape] = build(self.parts.vision, options, (self.parts.example(shape),))
+            example, reader = (self.parts.example(shape),), self.program.module
+            self.vision[shape] = build(self.parts.vision, options, example, reader=reader)
         return self.vision[shape]
 
     def _reader(self, name: str, run: Any, table: Tensor) -> Reader:
@@ -241,10 +253,54 @@ class CompiledPictures(Compiled):
 
     # -- looking
 
+    def report(
+        self,
+        targets: Any = None,
+        *,
+        pictures: int = 1,
+        image_size: tuple[int, int] | None = None,
+        measure: bool = False,
+        **request: Any,
+    ) -> Report:
+        """Return the predicted cost on each target, of so many pictures in each prompt and words.
+
+        `prompt` counts the words; what is left of pictures of `image_size` pixels, down and across,
+        is added. Without pictures it is that of the language model; the rest as `Compiled.report`.
+        """
+        if not pictures:
+            return super().report(targets, measure=measure, **request)
+        program, wanted = self.program, [self._options.target] if targets is None else targets
+        sight = self._sight(image_size or self.parts.usual, pictures)
+        room = (program.max_positions or sight.left + 2 * WORDS) - sight.left
+        words = request.pop("prompt", None) or max(1, min(WORDS, room // 2))
+        if measure:
+            request["dtype"] = request.get("dtype") or runs_in(program).value
+        request.setdefault("new", min(128, max(room - words, 1)) if program.max_positions else 128)
+        asked = {"prompt": words + sight.left, "measure": measure, **request}
+        after = super().report(wanted, **asked)
+        if measure:
+            request["measured"] = (self._measured(sight, after.batch),)
+        return with_pictures(after, program, sight, wanted, request)
+
+    def _sight(self, size: tuple[int, int], count: int) -> Sight:
+        (shape,) = self.parts.shapes(torch.tensor([size]), 1)
+        places = len(self.parts.layout(shape, size, self._tokens(shape)))
+        return Sight(self._vision(shape), places, count)
+
+    def _measured(self, sight: Sight, batch: int) -> Measured:
+        """Run what makes features of so many pictures."""
+        program = sight.program
+        pixels = program.forward.params[0].type
+        rows = (batch * sight.count, *pixels.dims[1:])
+        example = torch.zeros(rows, dtype=torch_dtype(pixels.dtype))
+        return measure_call("forward", lambda: program.forward(example), program)
+
     def save(self, path: Any, *, tokenizer: Any = None) -> str:
-        """Refuse: a model that reads pictures is not saved yet."""
+        """Refuse: where features stand in a prompt is asked of the model's own code."""
         raise ElidirError(
-            "a model that reads pictures cannot be saved yet; compile it where it is used"
+            "a model that reads pictures is not saved compiled: only its own code knows where "
+            "features stand in a prompt; keep the model with its save_pretrained, and compile what "
+            "from_pretrained gives"
         )
 
     def explain(self) -> str:

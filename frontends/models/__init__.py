@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from elidir.frontends.face import Face
     from elidir.frontends.gguf import GgufFile, LoadError, Storage, dequantize, read_gguf
     from elidir.frontends.huggingface import Loaded, check_length, load, source_files
-    from elidir.frontends.measuring import measure_program, runs_in
+    from elidir.frontends.measuring import measure_call, measure_program, runs_in
     from elidir.frontends.numerics import Difference, Feed, Numerics, Oracle, random_weights
     from elidir.frontends.pictured import NEWLINE, Pictured, Shape
     from elidir.frontends.program import Options, Program, build
@@ -118,6 +118,7 @@ __all__ = [
     "is_artifact",
     "is_hugging_face",
     "load",
+    "measure_call",
     "measure_program",
     "measure_quality",
     "observations_for",
@@ -152,7 +153,7 @@ _MODULES = {
     ),
     "gguf": "GgufFile LoadError Storage dequantize read_gguf",
     "huggingface": "Loaded check_length load source_files",
-    "measuring": "measure_program runs_in",
+    "measuring": "measure_call measure_program runs_in",
     "numerics": "Difference Feed Numerics Oracle random_weights",
     "face": "Face",
     "pictured": "NEWLINE Pictured Shape",

@@ -7,7 +7,7 @@ not depend on them.
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,25 @@ def measure_program(
     for _ in range(RUNS):
         for name, values in _run(model, sizes).items():
             found.setdefault(name, []).extend(values)
+    how = f"{_how(program)}, random tokens"
+    return [_summary(name, values, how) for name, values in found.items()]
+
+
+def measure_call(phase: str, run: Callable[[], Any], program: Program) -> Measured:
+    """Return the seconds of calls that are one phase of a program, after one to warm up."""
+    run()
+    values = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        run()
+        values.append(time.perf_counter() - started)
+    return _summary(phase, values, _how(program))
+
+
+def _how(program: Program) -> str:
     backends = " and ".join(program.options.backends)
     threads = f"{torch.get_num_threads()} threads"
-    how = f"{backends} backend, {threads}, {runs_in(program).value}, random tokens"
-    return [_summary(name, values, how) for name, values in found.items()]
+    return f"{backends} backend, {threads}, {runs_in(program).value}"
 
 
 def _summary(name: str, values: list[float], how: str) -> Measured:

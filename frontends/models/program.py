@@ -162,6 +162,7 @@ def build(
     *,
     calibration: Any = None,
     tokenizer: Any = None,
+    reader: Module | None = None,
 ) -> Program:
     """Compile a model.
 
@@ -173,6 +174,7 @@ def build(
         calibration: data for passes that need some: texts, token ids, calls, or a file of
             observations; see `elidir.frontends.calibration`.
         tokenizer: for texts.
+        reader: the module that reads what this one makes, if another does.
     """
     from elidir.frontends.calibration import Network, observations_for
     from elidir.frontends.raising import raise_capture
@@ -191,11 +193,9 @@ def build(
     with _clock(seconds, "calibrate"):
         observed = observations_for(pipeline, network, calibration)
     history = History()
-    watching, found = [Verify(), history], observed.found
+    given = {"target": options.target, "observations": observed.found, "reader": reader}
     with _clock(seconds, "passes"):
-        result = pipeline.run(
-            module, instruments=watching, target=options.target, observations=found
-        )
+        result = pipeline.run(module, instruments=[Verify(), history], **given)
     face = face_of(model, captured, raised.inputs)
     rows = tuple(history.rows)
     remarks = (*captured.remarks, *observed.remarks, *_not_applied(model))

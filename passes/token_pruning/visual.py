@@ -45,12 +45,14 @@ class Dropping:
         region: the region of the function.
         tower: what was found in it.
         deciding: the layers whose attention is read.
+        by_class: whether that of the class token is, or of all tokens.
         choose: chooses.
     """
 
     region: Region
     tower: Tower
     deciding: tuple[int, int]
+    by_class: bool
     choose: Choose
     ops: list[Op] = field(default_factory=list)
     behind: int = 0
@@ -126,7 +128,7 @@ class Dropping:
         self.behind = len(self.ops)
 
     def _read(self, ops: Sequence[Op], number: int, out: list[Op]) -> Value:
-        """Append what the class token looks at, or what all look at where there is none."""
+        """Append what the class token looks at, or what all look at: f32[rows, patches]."""
         found = [op for op in ops if isinstance(op, Attention)]
         scope = self.tower.layers[number].scope
         if len(found) != 1 or found[0].k.type.dims[2] != self.tower.stream:
@@ -134,9 +136,9 @@ class Dropping:
                 f"{scope} has {len(found)} attentions; which one decides is not known"
             )
         op = found[0]
-        if self.tower.front and (op.mask is not None or op.bias is not None):
+        if self.by_class and (op.mask is not None or op.bias is not None):
             raise VisualError(f"{scope}: its attention has a mask or a bias")
-        if self.tower.front:
+        if self.by_class:
             op = replace(op, q=emit(out, Slice(op.q, 2, 0, 1)))
         rows = received(op, None, out)
         heads = emit(out, Reduce(rows, "mean", (1,)))

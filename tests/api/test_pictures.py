@@ -1,11 +1,13 @@
 """Vision-language models as a user has them: called and generating as in transformers."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -19,7 +21,7 @@ from transformers import (
 )
 
 import elidir
-from elidir.frontends import NEWLINE, Pictured
+from elidir.frontends import NEWLINE, Pictured, program
 from elidir.pictures import CompiledPictures, _with_newlines
 
 IMAGE, SIDE = 2, 24
@@ -72,13 +74,34 @@ def model(name: str) -> Any:
     return made.eval()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def captured_once() -> Iterator[None]:
+    """Each part of a model is captured once: pipelines differ, the parts do not."""
+    known: dict[Any, Any] = {}
+    capture = program._captured
+
+    def once(part: Any, options: Any, example: Any) -> Any:
+        shapes = tuple(x.shape for x in example or ())
+        key = (part, shapes, options.dynamic)
+        if key not in known:
+            known[key] = capture(part, options, example)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pictured, "of", functools.cache(Pictured.of))
+        patch.setattr(program, "_captured", once)
+        yield
+
+
 @functools.cache
-def compiled(name: str, pipeline: str = "lossless") -> CompiledPictures:
+def compiled(name: str, pipeline: str = "lossless", target: str = "cpu") -> CompiledPictures:
     """A compiled model, once in each process."""
-    made: CompiledPictures = elidir.compile(model(name), pipeline=pipeline)
+    made: CompiledPictures = elidir.compile(model(name), pipeline=pipeline, target=target)
     return made
 
 
+DROP = "drop-visual-tokens{force=true}"
+HALF = "drop-visual-tokens{rate=0.5 positions=compact force=true}, lossless"
 MODELS = ["llava", "llava_siglip", "llava_layers", "llava_next"]
 
 
@@ -179,7 +202,9 @@ def by_hand(
 @pytest.mark.parametrize("positions", ["compact", "original"])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_left_is_put_into_the_prompt(name: str, positions: str) -> None:
-    fast = compiled(name, f"drop-visual-tokens{{rate=0.3 positions={positions}}}, lossless")
+    fast = compiled(
+        name, f"drop-visual-tokens{{rate=0.3 positions={positions} force=true}}, lossless"
+    )
     given = asked(name, [[48, 48], [40, 48]])
     found, original = fast(**given).logits, positions == "original"
     tokens = fast.generate(**given, max_new_tokens=1)[:, -1]
@@ -191,7 +216,7 @@ def test_what_is_left_is_put_into_the_prompt(name: str, positions: str) -> None:
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_rows_are_independent(positions: str) -> None:
-    pipeline = f"drop-visual-tokens{{rate=0.2 positions={positions}}}, lossless"
+    pipeline = f"drop-visual-tokens{{rate=0.2 positions={positions} force=true}}, lossless"
     fast, given = compiled("llava_next", pipeline), asked("llava_next")
     both = fast.generate(**given, max_new_tokens=8)
     for row in range(2):
@@ -204,7 +229,7 @@ def test_rows_are_independent(positions: str) -> None:
 @pytest.mark.parametrize("other", ["prune-tokens{keep=0.5 at_least=8}", "evict-kv{at_least=8}"])
 def test_it_composes_with_passes_on_the_language_model(other: str) -> None:
     given = asked("llava_next")
-    for pipeline in (f"drop-visual-tokens, {other}", f"{other}, drop-visual-tokens"):
+    for pipeline in (f"{DROP}, {other}", f"{other}, {DROP}"):
         fast = compiled("llava_next", pipeline)
         tokens = fast.generate(**given, max_new_tokens=6)
         alone = {n: x[1:] for n, x in given.items()}
@@ -213,19 +238,19 @@ def test_it_composes_with_passes_on_the_language_model(other: str) -> None:
 
 
 def test_merging_in_the_tower_comes_after() -> None:
-    fast = compiled("llava", "drop-visual-tokens, merge-tokens{share=0.2 force=true}")
+    fast = compiled("llava", f"{DROP}, merge-tokens{{share=0.2 force=true}}")
     assert fast.features(asked("llava")["pixel_values"])[0].features.shape == (7, 32)
-    refused = compiled("llava", "merge-tokens{share=0.2 force=true}, drop-visual-tokens")
+    refused = compiled("llava", f"merge-tokens{{share=0.2 force=true}}, {DROP}")
     assert "which comes from which is not known" in refused.explain()
 
 
 def test_a_prompt_in_chunks_and_without_a_cache() -> None:
-    pipeline = "drop-visual-tokens{rate=0.5}, lossless"
-    fast, given = compiled("llava_next", pipeline), asked("llava_next")
-    wanted = fast.generate(**given, max_new_tokens=6)
-    for options in ({"prefill_chunk_size": 20}, {"use_cache": False}):
-        assert torch.equal(fast.generate(**given, max_new_tokens=6, **options), wanted)
-    kept = compiled("llava_next", "drop-visual-tokens{positions=original}")
+    given, chunks = asked("llava_next"), {"prefill_chunk_size": 20}
+    fast = compiled("llava_next", HALF)
+    kept = compiled("llava_next", "drop-visual-tokens{rate=0.5 force=true}, lossless")
+    for each, options in ((fast, chunks), (fast, {"use_cache": False}), (kept, chunks)):
+        wanted = each.generate(**given, max_new_tokens=6)
+        assert torch.equal(each.generate(**given, max_new_tokens=6, **options), wanted)
     with pytest.raises(elidir.ElidirError, match="need a cache; give use_cache=True"):
         kept.generate(**given, max_new_tokens=2, use_cache=False)
 
@@ -253,7 +278,7 @@ class Kept:
 
 
 def test_options_of_generation_mean_the_whole_prompt() -> None:
-    fast = compiled("llava", "drop-visual-tokens{rate=0.5}, lossless")
+    fast = compiled("llava", HALF)
     given, streamer = asked("llava"), Kept()
     width = given["input_ids"].shape[1]
     tokens = fast.generate(**given, max_length=width + 5, repetition_penalty=1.3, streamer=streamer)
@@ -271,11 +296,9 @@ def test_words_alone_go_on_as_before() -> None:
 
 
 def test_in_bfloat16() -> None:
-    fast = elidir.compile(
-        model("llava_next"), pipeline="drop-visual-tokens{rate=0.5}, lossless", dtype=torch.bfloat16
-    )
+    fast = elidir.compile(model("llava_next"), pipeline=HALF, dtype=torch.bfloat16)
     given = asked("llava_next")
-    whole = compiled("llava_next", "drop-visual-tokens{rate=0.5}, lossless")
+    whole = compiled("llava_next", HALF)
     found, wanted = fast(**given).logits, whole(**given).logits
     assert found.dtype is torch.bfloat16
     assert float(torch.cosine_similarity(found.float()[1], wanted[1], dim=-1).mean()) > 0.98
@@ -303,8 +326,61 @@ def test_wrong_options_are_said_when_it_is_compiled() -> None:
         compiled("llava_next", "drop-visual-tokens{late=5}")
 
 
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_the_report_counts_what_runs(rate: float) -> None:
+    pipeline = f"drop-visual-tokens{{rate={rate} force=true}}"
+    fast = elidir.compile(model("llava_next"), pipeline=pipeline, backend="reference")
+    given = {n: x[1:] for n, x in asked("llava_next").items()}
+    with FlopCounterMode(display=False) as counter:
+        fast.generate(**given, max_new_tokens=1)
+    words = 8  # with the one before the picture
+    found = fast.report("a100-80g", prompt=words, new=1, image_size=(48, 48))
+    (target,) = found.targets
+    assert [p.name for p in target.phases] == ["pictures", "prefill"]
+    assert found.prompt == words + (36 if rate < 1 else 192)
+    rows = [r for p in target.phases for r in p.rows]
+    products = sum(r.flops for r in rows if r.op in ("linear", "conv", "score.attention"))
+    assert products == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_the_report_follows_the_passes_of_both_parts() -> None:
+    fast = compiled("llava_next", "lossless, drop-visual-tokens{rate=0.2 force=true}")
+    found = fast.report(["p40", "a100-80g"], pictures=2)
+    assert "72 tokens of the prompt are of pictures, which had 384" in found.to_text()
+    for target in found.targets:
+        steps = target.waterfall
+        assert len({s.target for s in steps}) == 1
+        sights = [s for s in steps if s.name.startswith("pictures: drop-visual-tokens")]
+        assert len(sights) == 1
+        before = steps[steps.index(sights[0]) - 1]
+        assert sights[0].decode_seconds < before.decode_seconds
+        both = sum(p.seconds for p in target.phases[:2])
+        assert steps[-1].prefill_seconds == pytest.approx(both)
+        held = {p.memory.weights for p in target.phases}
+        assert max(held) < 1.1 * min(held)
+        assert target.total.peak_bytes == max(m.memory.total for m in target.timeline)
+        assert target.total.seconds > both
+    assert "pictures" in found.to_html()
+    words = fast.report("p40", pictures=0)
+    assert [p.name for p in words.targets[0].phases] == ["prefill", "decode"]
+
+
+def test_the_report_stands_beside_what_is_measured() -> None:
+    found = compiled("llava", HALF).report("cpu", measure=True, new=4)
+    assert [c.phase for c in found.targets[0].measured] == ["pictures", "prefill", "decode"]
+
+
+def test_it_is_refused_where_no_answer_comes_sooner() -> None:
+    pipeline = "drop-visual-tokens{rate=0.9}, lossless"
+    slow = compiled("llava", pipeline, "a100-80g")
+    assert "sees no gain: the first token behind a picture goes from" in slow.explain()
+    given = asked("llava")
+    tokens = (f.generate(**given, max_new_tokens=4) for f in (slow, compiled("llava")))
+    assert torch.equal(*tokens)
+
+
 def test_a_model_with_pictures_is_not_saved(tmp_path: Any) -> None:
-    with pytest.raises(elidir.ElidirError, match="cannot be saved yet"):
+    with pytest.raises(elidir.ElidirError, match="keep the model with its save_pretrained"):
         compiled("llava").save(tmp_path / "model")
 
 

@@ -34,11 +34,11 @@ def kept(known: Seen, pixels: Tensor, **options: Any) -> list[list[int]]:
 # ---- HiRED by hand
 
 
-def looked_at(known: Seen, pixels: Tensor, layer: int) -> Tensor:
+def looked_at(known: Seen, pixels: Tensor, layer: int, *, by_all: bool = False) -> Tensor:
     """What each patch gets of a layer's class token, or of all tokens: [images, parts, N]."""
     weights = known.model.looks(pixels).attentions[layer].sum(1)
     front = weights.shape[-1] - TOKENS
-    found = weights[:, 0, front:] if front else weights.sum(1)
+    found = weights[:, :, front:].sum(1) if by_all or not front else weights[:, 0, front:]
     return found.unflatten(0, (-1, PARTS))
 
 
@@ -66,11 +66,11 @@ def budgets(whole: Tensor, rate: float, alpha: float, variant: str) -> list[int]
 
 
 def by_hand(
-    known: Seen, pixels: Tensor, variant: str, rate: float, alpha: float
+    known: Seen, pixels: Tensor, variant: str, rate: float, alpha: float, *, by_all: bool = False
 ) -> list[list[int]]:
     """The tokens of each picture that HiRED keeps."""
     late = 2 if known.model.__class__ is not PlainViT else 1
-    first, last = looked_at(known, pixels, 0), looked_at(known, pixels, late)
+    first, last = (looked_at(known, pixels, layer, by_all=by_all) for layer in (0, late))
     rows = []
     for seen, scores in zip(first, last, strict=True):
         counts = budgets(seen[0], rate, alpha, variant)
@@ -89,6 +89,19 @@ def test_it_keeps_what_hired_by_hand_keeps(
     with torch.no_grad():
         wanted = by_hand(known, pixels, variant, rate, alpha)
     assert kept(known, pixels, rate=rate, alpha=alpha, variant=variant) == wanted
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_any_tower_may_be_asked_what_its_patches_receive(name: str) -> None:
+    known, pixels = tower(name), pictures(3, seed=1)
+    with torch.no_grad():
+        wanted = by_hand(known, pixels, "paper", 0.3, 0.5, by_all=True)
+    assert kept(known, pixels, rate=0.3, scorer="received") == wanted
+
+
+def test_a_class_token_that_is_not_there_is_said() -> None:
+    found = tower("siglip").run(scorer="class-token")
+    assert found.missed[0].reason == "the tower has no class token; give scorer=received"
 
 
 # ---- the laws
