@@ -23,6 +23,7 @@ from elidir.frontends import (
     Artifact,
     ArtifactError,
     Options,
+    Pictured,
     Tokenizer,
     build,
     fingerprint,
@@ -38,6 +39,11 @@ from elidir.saving import load_for
 
 KEPT = 8
 """So many compiled models are kept; the one that was used longest ago goes first."""
+
+WORDS_ALONE = (
+    "of a named model that reads pictures only the words are compiled; for pictures too, give "
+    "elidir.compile the model itself, as from_pretrained loads it"
+)
 
 SOURCES = ("*.py", "*.yaml", "*.cpp", "*.h", "*.txt")
 PACKAGES = ("ir", "passes", "cost_models", "backends", "frontends")
@@ -105,6 +111,8 @@ def _build(
         tokenizer=tokenizer,
     )
     program.seconds["load model"] = loaded.seconds
+    if Pictured.of(loaded.model) is not None:
+        program = replace(program, remarks=(*program.remarks, WORDS_ALONE))
     return Artifact(program, tokenizer)
 
 

@@ -53,6 +53,13 @@ class Prompt:
     table: Tensor
     dropped: int
 
+    def placed(self, counted: Tensor) -> Tensor:
+        """Return positions i64[B, T] of the tokens so far, from counted ones: the prompt's own."""
+        own = self.positions[:, : counted.shape[1]]
+        width = own.shape[1]
+        gap = own[:, -1:] - counted[:, width - 1 : width]
+        return torch.cat((own, counted[:, width:] + gap), dim=1)
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -231,8 +238,9 @@ class CompiledPictures(Compiled):
             prefill = replace(prefill, run=self._reader("prefill", prefill.run, prompt.table))
         reader = self._reader("forward", program.forward, prompt.table)
 
-        def forward(*inputs: Tensor) -> Tensor:
-            logits: Tensor = reader(*inputs)[0]
+        def forward(ids: Tensor, valid: Tensor, pos: Tensor) -> Tensor:
+            pos = prompt.placed(pos) if self._keeps_positions else pos
+            logits: Tensor = reader(ids, valid, pos)[0]
             return logits
 
         found = decoder_only(step, forward, prefill=prefill, **limits)
@@ -241,9 +249,8 @@ class CompiledPictures(Compiled):
 
         def open_(opening: Any) -> Any:
             decoder = found.open(opening)
-            if not isinstance(decoder, Session):
-                raise ElidirError("positions of dropped tokens need a cache; give use_cache=True")
-            return at_positions(decoder, prompt.positions)
+            cached = isinstance(decoder, Session)
+            return at_positions(decoder, prompt.positions) if cached else decoder
 
         return replace(found, open=open_)
 
