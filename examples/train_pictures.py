@@ -20,22 +20,25 @@ from transformers import (
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    SiglipVisionConfig,
 )
 
 ABSENT = 10
 
 
-def new_model() -> Any:
+def new_model(tower: str = "clip") -> Any:
     """Return an untrained model: a tower of four layers, a language model of three."""
-    vision = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=PART,
-        patch_size=PATCH,
-        projection_dim=96,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": PART,
+        "patch_size": PATCH,
+    }
+    vision: Any = SiglipVisionConfig(**sizes, vision_use_head=False)
+    if tower == "clip":
+        vision = CLIPVisionConfig(**sizes, projection_dim=96)
     text = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=128,
@@ -53,7 +56,7 @@ def new_model() -> Any:
         image_token_index=IMAGE,
         image_grid_pinpoints=[[SIDE, SIDE]],
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
     )
     return LlavaNextForConditionalGeneration(config)
 
@@ -83,13 +86,19 @@ class Schedule:
 
 
 def train_tower(model: Any, painter: Painter, steps: int) -> None:
-    """Teach the tower to say of a partition, by its class token, which digit each colour is."""
+    """Teach the tower to say of a partition, by its class token, which digit each colour is.
+
+    A tower without one says so by the mean of its patches.
+    """
     tower = model.model.vision_tower
     head = nn.Linear(tower.config.hidden_size, len(COLOURS) * (ABSENT + 1))
     schedule = Schedule("tower", [*tower.parameters(), *head.parameters()], 1e-3, steps)
     for _ in range(steps):
         pixels, wanted = painter.paint_partitions(128)
-        scores = head(tower(pixels).pooler_output).view(-1, ABSENT + 1)
+        found = tower(pixels)
+        whole = found.pooler_output
+        whole = found.last_hidden_state.mean(1) if whole is None else whole
+        scores = head(whole).view(-1, ABSENT + 1)
         schedule.step(scores, wanted.flatten())
 
 
@@ -148,10 +157,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, nargs=2, default=(800, 1000), help="of both parts")
+    parser.add_argument("--tower", choices=["clip", "siglip"], default="clip")
     parser.add_argument("--short", action="store_true", help="teach with parts of pictures too")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
-    model, painter = new_model(), Painter(given.seed)
+    model, painter = new_model(given.tower), Painter(given.seed)
     start, worked = time.perf_counter(), time.process_time()
     train_tower(model, painter, given.steps[0])
     train_language(model, painter, given.steps[1], short=given.short)

@@ -96,14 +96,11 @@ class Answered:
         words = min(WORDS, _bound(reader, LONGEST) - tokens[0])
         sights = waterfall([("", m) for m in seen], [found])
         reads = [waterfall([("", reader)], [found], prompt=words + n)[0] for n in tokens]
-        first, later = zip(
-            *(
-                (s.prefill_seconds + r.prefill_seconds, r.decode_seconds)
-                for s, r in zip(sights, reads, strict=True)
-            ),
-            strict=True,
+        first, less = (
+            s.prefill_seconds + r.prefill_seconds for s, r in zip(sights, reads, strict=True)
         )
-        return cls(found, first, later)
+        later, fewer = (r.decode_seconds for r in reads)
+        return cls(found, (first, less), (later, fewer))
 
     @property
     def even(self) -> int | None:
