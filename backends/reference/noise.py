@@ -30,15 +30,21 @@ class Noise:
         behind = (pos - state.since() + 1).clamp(0, op.tau_steps) / op.tau_steps
         self.tau = (op.tau + (op.tau_end - op.tau) * behind)[:, None, :, None]
 
+    def words(self, rows: slice, end: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return words [B, H, R, 1] of some queries and [B, H, 1, S] of keys, and temperatures."""
+        keys = self.keys[:, :, None, :end]
+        return self.queries[:, :, rows, None], keys, self.tau[:, :, rows]
+
     def of(self, rows: slice) -> Callable[[Tensor], Tensor]:
         """Return what makes of scores [B, H, R, S] of some queries (scores + noise) / tau."""
 
         def adjust(scores: Tensor) -> Tensor:
-            words = _mix(self.queries[:, :, rows, None] + self.keys[:, :, None])
+            queries, keys, tau = self.words(rows)
+            words = _mix(queries + keys)
             uniform = words.bitwise_and_((1 << _BITS) - 1).to(scores.dtype)
             uniform.add_(0.5).mul_(2.0**-_BITS)
             noise = uniform.log_().neg_().log_().neg_()
-            return noise.add_(scores).div_(self.tau[:, :, rows])
+            return noise.add_(scores).div_(tau)
 
         return adjust
 

@@ -63,8 +63,8 @@ class EvictKv(Pass):
     seed: Annotated[int, Range(ge=0)] = 0
     tau: tuple[Tau, Tau] = (1.0, 2.0)
     tau_steps: Count = 512
-    window: Count = 32
-    near: Annotated[int, Range(ge=0)] = 3
+    window: Count = 16
+    near: Annotated[int, Range(ge=0)] = 7
     pool: Literal["max", "mean"] = "max"
     force: bool = False
 

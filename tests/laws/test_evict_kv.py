@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from elidir.backends.runtime import CacheError, Rows
+import elidir
+from elidir.backends.runtime import CacheError, Rows, generate
 from elidir.cost_models import Request, decode, prefill
 from elidir.cost_models.memory import footprint
 from elidir.cost_models.work import Precision
+from elidir.frontends.evaluation import Passkey, contains
+from elidir.frontends.evaluation.trials import encoder
 from elidir.ir import KvEvict, Layer, Module
 from elidir.passes import Pipeline, PipelineError
 from elidir.passes.token_pruning.evict_kv import EvictKv
@@ -65,6 +68,17 @@ def test_h2o_adds_up_over_steps() -> None:
     for layer, weights in enumerate(attention_by_hand(known, ids)):
         found = store.scores[layer, 0, :, :LENGTH]
         torch.testing.assert_close(found, by_group(known, weights.sum(1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_half_of_a_cache_is_enough_to_find_a_pass_key() -> None:
+    fast = elidir.compile("smollm2", pipeline="lossless, evict-kv")
+    encode, model = encoder(fast.tokenizer), fast.language_model()
+    for question in Passkey((500,), trials=1).questions(encode, None):
+        ids = torch.tensor([encode(question.prompt, question.lead)])
+        out = generate(model, ids, max_new_tokens=12, do_sample=False)
+        said = fast.tokenizer.decode(out[0, ids.shape[1] :].tolist())
+        assert any(contains(said, a) for a in question.answers), said
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,7 +1,8 @@
 // Gumbel noise on scores that `attend` has left, drawn by a counter.
 //
 // A number depends on the seed, the layer, the head and the positions of query and key alone, as in
-// reference/noise.py. The softmax is made again of what comes out, for `gain`.
+// reference/noise.py. `noise` makes the softmax of few queries again, for `gain`; `perturb` changes
+// rows of scores that were made as a product.
 
 #pragma once
 
@@ -74,6 +75,23 @@ void noise(const Call& call, const Record& r, const Share& share) {
       for (long t = 0; t < count; ++t) highest = scores[t] > highest ? scores[t] : highest;
       spread(scores, count, highest, partial);
     }
+  }
+}
+
+// Words of queries [B, H, N, 1] in in[0] and of keys [B, H, N, S] in in[1], temperatures in in[2];
+// the scores are out[0], in their place.
+inline void perturb(const Call& call, const Record& r, const Share& s) {
+  const Rows<float> queries = rows<float>(call, r, r.in[0]), keys = rows<float>(call, r, r.in[1]);
+  const Rows<float> tau = rows<float>(call, r, r.in[2]), y = rows<float>(call, r, r.out[0]);
+  const long count = count_rows(r);
+  for (long row = s.begin(count); row < s.end(count); ++row) {
+    const Words query = (Words)every(*queries(row));  // words come as floats of the same bits
+    const float *words = keys(row), part = *tau(row);
+    float* scores = y(row);
+    channels(r.width, [&](long i, auto n) {
+      const Floats drawn = gumbel(mixed_bits((Words)load(words + i, n) + query));
+      store((load(scores + i, n) + drawn) / part, scores + i, n);
+    });
   }
 }
 

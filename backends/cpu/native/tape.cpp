@@ -29,7 +29,7 @@ namespace {
 enum Code : int64_t {
   kLinear, kNorm, kAddNorm, kUnary, kBinary, kGated, kRope, kRopeTable, kEmbed, kTake,
   kAppend, kAttend, kMerge, kLoad, kStore, kDequantize,
-  kQuantize, kLinearInt8, kCopy, kGain, kNoise,
+  kQuantize, kLinearInt8, kCopy, kGain, kNoise, kPerturb,
 };
 
 // Calls f with a number of the type that rows are stored as.
@@ -66,6 +66,7 @@ bool run(const Call& call, const Record& r, const Share& s) {
       return true;
     case kLinearInt8: return linear_int8(call, r, s), true;
     case kCopy: return copy(call, r, s), true;
+    case kPerturb: return perturb(call, r, s), true;
     case kRopeTable: return rope_table(call, r, s), true;
     case kTake: return take(call, r, s);
     case kEmbed:
