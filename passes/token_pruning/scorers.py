@@ -131,7 +131,8 @@ def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
         emit(ops, Slice(scores, 2, start, stop)) for start, stop in ((0, held), (held, length))
     )
     best, join = fresh, Maximum if options.pool == "max" else Add
-    for shift in (n for i in range(1, options.near + 1) for n in (i, -i)):
+    near = min(options.near, options.at_least)  # of which every prompt has more tokens
+    for shift in (n for i in range(1, near + 1) for n in (i, -i)):
         best = emit(ops, join(best, emit(ops, Pad(fresh, 2, shift, -shift))))
     return emit(ops, Concat((old, best), 2))
 
