@@ -117,7 +117,7 @@ def noises(seeds: int) -> dict[str, str]:
 
 def windows() -> dict[str, str]:
     """Return SnapKV by the queries that it looks through, and the neighbours that count."""
-    pairs = product((32, 16, 8), (3, 7))
+    pairs = product((32, 16), (3, 7))
     plain = "scorer=snapkv keep=0.5"
     return {f"window {w}, near {n} | 0.5": f"{plain} window={w} near={n}" for w, n in pairs}
 
