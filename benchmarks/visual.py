@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import elidir
-from elidir.pictures import Seen
+from elidir.picture_prompt import Seen
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

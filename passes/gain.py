@@ -112,7 +112,12 @@ class Answered:
 
 
 def picture_loss(
-    seen: tuple[Module, Module], reader: Module, tokens: tuple[int, int], target: str
+    seen: tuple[Module, Module],
+    reader: Module,
+    tokens: tuple[int, int],
+    target: str,
+    *,
+    compact: bool,
 ) -> str:
     """Return that no usual answer about a picture comes sooner, and which would, or "".
 
@@ -121,9 +126,11 @@ def picture_loss(
         reader: the language model that reads them.
         tokens: how many features of a picture there are, before and after.
         target: its name.
+        compact: whether positions are counted anew over those that are left.
     """
-    if _bound(reader, LONGEST) <= tokens[0]:
-        return ""  # without the pass no question about a picture is read at all
+    most = _bound(reader, LONGEST)
+    if most <= tokens[0]:  # without the pass no question about a picture is read at all
+        return _unread(most, tokens, compact=compact)
     gain = Answered.of(seen, reader, tokens, target)
     if gain.even is not None and gain.even < ANSWER:
         return ""
@@ -136,6 +143,16 @@ def picture_loss(
         f"from {first} to {less} ms, each later one from {later} to {fewer}; "
         f"it breaks even {where}"
     )
+
+
+def _unread(most: int, tokens: tuple[int, int], *, compact: bool) -> str:
+    """Return that tokens of a picture leave no position for a question, or "" if they do."""
+    whole, left = tokens
+    if compact and left < most:
+        return ""
+    needed = left if compact else whole
+    remedy = "give a smaller rate" if compact else f"positions=compact counts {left:,} anew"
+    return f"no question is read behind {needed:,} positions of {most:,}; {remedy}"
 
 
 def _lengths(before: Module, after: Module, start: int) -> Iterator[int]:

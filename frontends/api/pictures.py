@@ -13,60 +13,25 @@ import torch
 from torch import Tensor
 
 from elidir.backends import torch_dtype
-from elidir.backends.runtime import LanguageModel, Reader, Session, at_positions, decoder_only
+from elidir.backends.runtime import (
+    InputError,
+    LanguageModel,
+    Reader,
+    Session,
+    at_positions,
+    decoder_only,
+)
 from elidir.calling import forward_inputs
 from elidir.compiled import Compiled
 from elidir.cost_models import Measured, Report
 from elidir.explain import explain_program
-from elidir.frontends import (
-    NEWLINE,
-    Options,
-    Pictured,
-    Program,
-    Shape,
-    build,
-    measure_call,
-    runs_in,
-)
+from elidir.frontends import Options, Pictured, Program, Shape, build, measure_call, runs_in
 from elidir.ir import ElidirError, Stage
 from elidir.passes import Fixpoint, Pass, Pipeline, framed
+from elidir.picture_prompt import Prompt, Seen, partitions, spliced, with_newlines
 from elidir.picture_report import WORDS, Sight, with_pictures
 
 INCREMENTALIZE = "incrementalize"  # is for the language model: what it says of pictures helps none
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt over words and features.
-
-    Args:
-        ids: i64[B, T]; from the number of words on, rows of `table`.
-        valid: bool[B, T].
-        positions: i64[B, T] where each token stood before others were dropped.
-        table: the features of all pictures f[F, D], and the newline behind them.
-        dropped: how much shorter the rows are than they were given.
-    """
-
-    ids: Tensor
-    valid: Tensor
-    positions: Tensor
-    table: Tensor
-    dropped: int
-
-    def placed(self, counted: Tensor) -> Tensor:
-        """Return positions i64[B, T] of the tokens so far, from counted ones: the prompt's own."""
-        own = self.positions[:, : counted.shape[1]]
-        width = own.shape[1]
-        gap = own[:, -1:] - counted[:, width - 1 : width]
-        return torch.cat((own, counted[:, width:] + gap), dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Features of one picture [K, D], and which of its tokens they are."""
-
-    features: Tensor
-    index: Tensor
 
 
 class CompiledPictures(Compiled):
@@ -114,7 +79,8 @@ class CompiledPictures(Compiled):
     ) -> Tensor:
         """Return prompt and new tokens, i64[B, T]; arguments as in transformers' `generate`.
 
-        Raises `ElidirError` for pictures that do not fit the prompt, and as `Compiled.generate`.
+        Raises `ElidirError` for pictures that do not fit the prompt or positions that the model
+        does not have, and as `Compiled.generate`.
         """
         if pixel_values is None:
             return super().generate(input_ids, attention_mask, **options)
@@ -139,7 +105,7 @@ class CompiledPictures(Compiled):
             )
         flat = pixels.dim() == 4 and image_sizes is not None
         shapes = self.parts.shapes(image_sizes, len(image_sizes) if flat else len(pixels))
-        each = _partitions(pixels, [shape.partitions for shape in shapes])
+        each = partitions(pixels, [shape.partitions for shape in shapes])
         found: dict[int, Seen] = {}
         for shape in dict.fromkeys(shapes):
             rows = [i for i, other in enumerate(shapes) if other == shape]
@@ -178,7 +144,19 @@ class CompiledPictures(Compiled):
         table = torch.cat([seen.features for seen in pictures])
         if self.parts.newline is not None:
             table = torch.cat((table, self.parts.newline.detach()[None].to(table.dtype)))
-        return _spliced(ids, valid, self.parts.image, self._words, torch.cat(places), table)
+        made = spliced(ids, valid, self.parts.image, self._words, torch.cat(places), table)
+        if self._keeps_positions:
+            self._check_positions(made.top)
+        return made
+
+    def _check_positions(self, needed: int) -> None:
+        """Raise `InputError` if tokens that keep their positions need more than there are."""
+        most = self.program.max_positions
+        if most is not None and needed > most:
+            raise InputError(
+                f"the prompt needs {needed} positions with those of dropped tokens, and the model "
+                f"has {most}; give drop-visual-tokens positions=compact, or shorten the prompt"
+            )
 
     def _valid(self, ids: Tensor, mask: Any) -> Tensor:
         """Return which tokens are no padding, which the id of padding says where no mask does."""
@@ -203,7 +181,7 @@ class CompiledPictures(Compiled):
             row = torch.full((shape.partitions * self._tokens(shape) + 1,), -1)
             row[seen.index] = start + torch.arange(len(seen.index))
             places = row[layout]
-            found.append(_with_newlines(places, layout, rows, self._tokens(shape)))
+            found.append(with_newlines(places, layout, rows, self._tokens(shape)))
             start += len(seen.index)
         return found
 
@@ -252,7 +230,8 @@ class CompiledPictures(Compiled):
             cached = isinstance(decoder, Session)
             return at_positions(decoder, prompt.positions) if cached else decoder
 
-        return replace(found, open=open_)
+        most = program.max_positions
+        return replace(found, open=open_, max_positions=most and most - prompt.gap)
 
     def _limits(self) -> dict[str, Any]:
         program = self.program
@@ -273,13 +252,17 @@ class CompiledPictures(Compiled):
 
         `prompt` counts the words; what is left of pictures of `image_size` pixels, down and across,
         is added. Without pictures it is that of the language model; the rest as `Compiled.report`.
+        Raises `InputError` for a prompt whose tokens keep more positions than there are.
         """
         if not pictures:
             return super().report(targets, measure=measure, **request)
         program, wanted = self.program, [self._options.target] if targets is None else targets
         sight = self._sight(image_size or self.parts.usual, pictures)
-        room = (program.max_positions or sight.left + 2 * WORDS) - sight.left
+        taken = sight.whole if self._keeps_positions else sight.left
+        room = (program.max_positions or taken + 2 * WORDS) - taken
         words = request.pop("prompt", None) or max(1, min(WORDS, room // 2))
+        if self._keeps_positions:
+            self._check_positions(words + taken)
         if measure:
             request["dtype"] = request.get("dtype") or runs_in(program).value
         request.setdefault("new", min(128, max(room - words, 1)) if program.max_positions else 128)
@@ -340,56 +323,6 @@ def _rows(ids: Any) -> Tensor:
         raise ElidirError("generate needs token ids; give input_ids=")
     found = torch.as_tensor(ids)
     return found[None] if found.dim() == 1 else found
-
-
-def _partitions(pixels: Tensor, counts: list[int]) -> Sequence[Tensor]:
-    """Return those of each picture, of pixels that have them apart or one behind the other."""
-    if pixels.dim() == 4 and sum(counts) == len(pixels):
-        return pixels.split(counts)
-    if pixels.dim() == 4 or pixels.shape[1] < max(counts):
-        raise ElidirError(
-            f"pictures of these sizes have {counts} partitions, but pixels are "
-            f"{list(pixels.shape)}; make both with the model's processor"
-        )
-    return [each[:count] for each, count in zip(pixels, counts, strict=True)]
-
-
-def _with_newlines(places: Tensor, layout: Tensor, newline: int, whole_picture: int) -> Tensor:
-    """Return places with the newline's row where all of the row before it is left.
-
-    The first tokens, those of the whole picture made small, stand before the rows and in none.
-    """
-    found, whole = places.clone(), True
-    for i, (place, what) in enumerate(zip(places.tolist(), layout.tolist(), strict=True)):
-        if what == NEWLINE:
-            found[i], whole = (newline if whole else -1), True
-        elif what >= whole_picture:
-            whole &= place >= 0
-    return found
-
-
-def _spliced(
-    ids: Tensor, valid: Tensor, image: int, words: int, places: Tensor, table: Tensor
-) -> Prompt:
-    """Put rows of a table in the place of placeholders, and leave out those that have none."""
-    marks = ids == image
-    if int(marks.sum()) != len(places):
-        raise ElidirError(
-            f"the prompt has {int(marks.sum())} tokens for pictures (id {image}), but the pictures "
-            f"have {len(places)}; make both with the model's processor"
-        )
-    new, stays = ids.clone(), valid.clone()
-    new[marks] = torch.where(places >= 0, words + places, 0)
-    stays[marks] = places >= 0
-    at = (valid.cumsum(1) - 1).clamp(min=0)
-    order = stays.long().argsort(dim=1, stable=True)  # what is left stands at the end, in order
-    width = int(stays.sum(1).max())
-    kept = order[:, ids.shape[1] - width :]
-    found = (x.gather(1, kept) for x in (new, stays, at))
-    left, flags, positions = found
-    return Prompt(
-        left.masked_fill(~flags, 0), flags, positions * flags, table, ids.shape[1] - width
-    )
 
 
 # ---- which part a pass is for

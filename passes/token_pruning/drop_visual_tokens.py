@@ -108,7 +108,8 @@ class DropVisualTokens(Pass):
         """Return that fewer tokens do not pay, if what reads them is known, or ""."""
         if cx.reader is None or not cx.target or self.force:
             return ""
-        return picture_loss(seen, cx.reader, tokens, cx.target)
+        compact = self.positions == "compact"
+        return picture_loss(seen, cx.reader, tokens, cx.target, compact=compact)
 
     def _deciding(self, tower: Tower) -> tuple[int, int]:
         last = len(tower.layers) - 1

@@ -21,8 +21,11 @@ from transformers import (
 )
 
 import elidir
+from elidir.backends.runtime import Opening
+from elidir.backends.runtime import Prompt as Words
 from elidir.frontends import NEWLINE, Pictured, program
-from elidir.pictures import CompiledPictures, _with_newlines
+from elidir.picture_prompt import with_newlines
+from elidir.pictures import CompiledPictures
 
 IMAGE, SIDE = 2, 24
 VISION = {
@@ -36,15 +39,15 @@ VISION = {
 GRIDS = [[48, 48], [24, 48], [72, 24]]
 
 
-def text() -> LlamaConfig:
-    """A language model of two layers."""
+def text(most: int = 1024) -> LlamaConfig:
+    """A language model of two layers and so many positions."""
     return LlamaConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=1024,
+        max_position_embeddings=most,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
@@ -52,11 +55,11 @@ def text() -> LlamaConfig:
 
 
 @functools.cache
-def model(name: str) -> Any:
+def model(name: str, most: int = 1024) -> Any:
     """A tiny model, whose outputs differ much from token to token."""
     torch.manual_seed(0)
     clip, siglip = CLIPVisionConfig(**VISION), SiglipVisionConfig(**VISION, vision_use_head=False)
-    common: dict[str, Any] = {"text_config": text(), "image_token_index": IMAGE}
+    common: dict[str, Any] = {"text_config": text(most), "image_token_index": IMAGE}
     if name == "llava_next":
         config = LlavaNextConfig(vision_config=clip, image_grid_pinpoints=GRIDS, **common)
         made: Any = LlavaNextForConditionalGeneration(config)
@@ -69,8 +72,9 @@ def model(name: str) -> Any:
         layers = {"vision_feature_layer": [-2, -1]} if name == "llava_layers" else {}
         made = LlavaForConditionalGeneration(LlavaConfig(vision_config=clip, **layers, **common))
     with torch.no_grad():
-        for weight in made.parameters():
-            weight.normal_(0, 0.15)
+        for each, weight in made.named_parameters():
+            sharp = "language_model" in each and each.endswith(("q_proj.weight", "k_proj.weight"))
+            weight.normal_(0, 1.5 if sharp else 0.15)  # or attention heeds no position
     return made.eval()
 
 
@@ -214,6 +218,29 @@ def test_what_is_left_is_put_into_the_prompt(name: str, positions: str) -> None:
         assert int(tokens[row]) == int(wanted[-1].argmax())
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_each_step_has_the_logits_of_the_whole(positions: str, cached: bool) -> None:
+    name, later = "llava_next", torch.tensor([[5, 41, 17, 9, 30], [28, 3, 55, 12, 44]])
+    pipeline = f"drop-visual-tokens{{rate=0.3 positions={positions} force=true}}, lossless"
+    fast, given = compiled(name, pipeline), asked(name, [[48, 48], [40, 48]])
+    more = {n: given[n] for n in ("attention_mask", "image_sizes")}
+    prompt = fast._prompt(given["input_ids"], given["pixel_values"], more)
+    opening = Opening(Words(prompt.ids, prompt.valid), 100, cached)
+    decoder = fast._over(prompt).open(opening)
+    decoder.feed(prompt.ids, prompt.valid)
+    found = torch.cat([decoder.feed(later[:, i : i + 1]) for i in range(5)], 1)
+    whole = given | {
+        "input_ids": torch.cat((given["input_ids"], later), 1),
+        "attention_mask": torch.cat((given["attention_mask"], torch.ones_like(later)), 1),
+    }
+    for row in range(2):
+        kept, anew = (by_hand(name, fast, whole, row, original=o)[-5:] for o in (True, False))
+        wanted, other = (kept, anew) if positions == "original" else (anew, kept)
+        torch.testing.assert_close(found[row], wanted, atol=1e-5, rtol=1e-5)
+        assert float((found[row] - other).abs().amax(-1).min()) > 1e-3
+
+
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_rows_are_independent(positions: str) -> None:
     pipeline = f"drop-visual-tokens{{rate=0.2 positions={positions} force=true}}, lossless"
@@ -319,6 +346,34 @@ def test_what_does_not_fit_the_pictures_is_said() -> None:
             fast.generate(**wrong, max_new_tokens=2)
 
 
+def test_a_prompt_that_fits_with_compact_positions_alone_says_so() -> None:
+    whole, given = model("llava_next", 128), asked("llava_next")
+    for options in ("rate=0.2", "rate=0.2 force=true"):
+        fast = elidir.compile(whole, pipeline=f"drop-visual-tokens{{{options}}}, lossless")
+        assert ("positions=compact counts 36 anew" in fast.explain()) == (options == "rate=0.2")
+        for run in (fast, functools.partial(fast.generate, max_new_tokens=2)):
+            with pytest.raises(
+                elidir.ElidirError, match=r"199 positions .* 128.*positions=compact"
+            ):
+                run(**given)
+        with pytest.raises(elidir.ElidirError, match="positions=compact"):
+            fast.report("p40", image_size=(48, 48))
+    pipeline = "drop-visual-tokens{rate=0.2 positions=compact}, lossless"
+    fast = elidir.compile(whole, pipeline=pipeline)
+    assert fast.generate(**given, max_new_tokens=2).shape == (2, 201)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_new_tokens_that_have_no_positions_are_refused_before_any_step(cached: bool) -> None:
+    fast = elidir.compile(model("llava_next", 210), pipeline=DROP + ", lossless")
+    given, streamer = asked("llava_next"), Kept()
+    ask = functools.partial(fast.generate, **given, use_cache=cached)
+    with pytest.raises(elidir.ElidirError, match="positions for 12 new ones, not 13"):
+        ask(max_new_tokens=13, streamer=streamer)
+    assert not streamer.got
+    assert ask(max_new_tokens=12).shape[1] == 199 + 12
+
+
 def test_wrong_options_are_said_when_it_is_compiled() -> None:
     with pytest.raises(elidir.ElidirError, match="the tower has layers 0 to 1"):
         compiled("llava_next", "drop-visual-tokens{late=5}")
@@ -339,6 +394,18 @@ def test_the_report_counts_what_runs(rate: float) -> None:
     rows = [r for p in target.phases for r in p.rows]
     products = sum(r.flops for r in rows if r.op in ("linear", "conv", "score.attention"))
     assert products == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_the_report_asks_for_what_runs_where_positions_are_few(positions: str) -> None:
+    pipeline = f"drop-visual-tokens{{rate=0.2 positions={positions} force=true}}, lossless"
+    fast = elidir.compile(model("llava_next", 300), pipeline=pipeline)
+    found, given = fast.report("p40", image_size=(48, 48)), asked("llava_next")
+    words, new = found.prompt - 36, found.new
+    assert (words, new) == ((54, 54) if positions == "original" else (64, 128))
+    ids = torch.cat((torch.full((2, words), 5), torch.full((2, 192), IMAGE)), 1)
+    given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert fast.generate(**given, max_new_tokens=new).shape[1] == words + 192 + new
 
 
 def test_the_report_follows_the_passes_of_both_parts() -> None:
@@ -407,4 +474,4 @@ def test_one_that_makes_features_in_another_way_is_not_taken_apart() -> None:
 def test_a_dropped_token_of_the_whole_picture_takes_no_newline() -> None:
     layout = torch.tensor([0, 1, 2, 3, NEWLINE, 4, 5, NEWLINE])  # two of the whole, rows of two
     places = torch.tensor([0, -1, 1, 2, -1, 3, -1, -1])
-    assert _with_newlines(places, layout, 9, 2).tolist() == [0, -1, 1, 2, 9, 3, -1, -1]
+    assert with_newlines(places, layout, 9, 2).tolist() == [0, -1, 1, 2, 9, 3, -1, -1]

@@ -83,10 +83,17 @@ def a_reader(most: int | None = None) -> Module:
     return replace(module, symbols=symbols)
 
 
-def test_a_picture_that_fits_no_prompt_loses_tokens_all_the_same(tmp_path: Path) -> None:
+def test_a_picture_that_fits_no_prompt_loses_tokens_that_are_counted_anew(tmp_path: Path) -> None:
     module, target = tower("clip").module, a_target(tmp_path, 1000.0)
-    found = Pipeline.parse(PICTURES + "}").run(module, target=target, reader=a_reader(180))
-    assert found.module is not module
+    anew = Pipeline.parse(PICTURES + " positions=compact}")
+    assert anew.run(module, target=target, reader=a_reader(180)).module is not module
+    for pipeline, most, says in (
+        (PICTURES + "}", 180, "behind 180 positions of 179; positions=compact counts 36 anew"),
+        (PICTURES + " positions=compact}", 36, "behind 36 positions of 35; give a smaller rate"),
+    ):
+        found = Pipeline.parse(pipeline).run(module, target=target, reader=a_reader(most))
+        assert found.module is module
+        assert found.missed[0].reason == f"no question is read {says}"
 
 
 def test_a_picture_whose_answer_comes_no_sooner_keeps_its_tokens(tmp_path: Path) -> None:
