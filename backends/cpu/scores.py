@@ -6,7 +6,7 @@ is added natively. Heads too wide for the library are the reference's affair.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,7 +27,11 @@ FEW_QUERIES = 4  # more are faster as products
 QUERIES_AT_ONCE = 64
 _MASK = FIRST_OUTER + 5  # the slot of a second output
 
-Scores = Callable[..., torch.Tensor]
+Maybe: TypeAlias = torch.Tensor | None
+FewScores: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Maybe, Maybe], torch.Tensor]
+ManyScores: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, Maybe, Maybe, Noise | None], torch.Tensor
+]
 
 
 def _is_plain(op: ScoreAttention) -> Answer:
@@ -40,29 +44,28 @@ def _is_plain(op: ScoreAttention) -> Answer:
 @kernel(ScoreAttention, _is_plain)
 def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     """Attention of the given queries, added up over them."""
-    native, takes_mask, takes_bias = _native(op, weights), op.mask is not None, op.bias is not None
-    products = _products(op, weights)
+    takes_mask, takes_bias = op.mask is not None, op.bias is not None
+    products, native = _products(op, weights), None
+    if op.seed is None and tape.available():
+        native = _native(op, weights)
 
     def run(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
         mask = rest[0] if takes_mask else None
         bias = rest[takes_mask] if takes_bias else None
-        if op.seed is not None:
-            return products(q, k, mask, bias, Noise(op, rest[-1], q.shape[1], q.shape[2]))
-        if tape.available() and q.shape[2] <= FEW_QUERIES:
+        if native is not None and q.shape[2] <= FEW_QUERIES:
             return native(q, k, mask, bias)
-        return products(q, k, mask, bias)
+        noise = None if op.seed is None else Noise(op, rest[-1], q.shape[1], q.shape[2])
+        return products(q, k, mask, bias, noise)
 
     return run
 
 
-def _native(op: ScoreAttention, weights: Weights) -> Scores:
+def _native(op: ScoreAttention, weights: Weights) -> FewScores:
     sinks, dtype = vector(weights, op.sinks), torch_dtype(op.k.tensor.dtype)
     fields = attending(op, address(sinks), dtype, op)
     made = Alone((Code.ATTEND, Code.GAIN), (sinks,), **fields)
 
-    def run(
-        q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def run(q: torch.Tensor, k: torch.Tensor, mask: Maybe, bias: Maybe) -> torch.Tensor:
         (batch, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
         runs = -(-keys // RUN_OF_KEYS)
         out = torch.empty(batch, groups, keys)
@@ -91,18 +94,13 @@ def _reach(mask: torch.Tensor) -> list[int]:
 REACH = Memo(_reach)
 
 
-def _products(op: ScoreAttention, weights: Weights) -> Scores:
+def _products(op: ScoreAttention, weights: Weights) -> ManyScores:
     """Return what scores many queries, block by block against the keys that they see."""
     sinks = None if op.sinks is None else weights.load(op.sinks).float()[None, :, None, None]
-
     perturb = Alone(Code.PERTURB)
 
     def run(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        mask: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        noise: Noise | None = None,
+        q: torch.Tensor, k: torch.Tensor, mask: Maybe, bias: Maybe, noise: Noise | None
     ) -> torch.Tensor:
         rows, keys = q.shape[2], k.shape[2]
         q, k = q.float() * op.scale, k.float()

@@ -4,7 +4,6 @@ Plain functions of tensors, for all layers and key heads of a store at once. Wha
 ends up in its first slots: holes are filled from behind, and nothing else moves.
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from elidir.ir import KvEvict
 
-_TIE = 1e-12  # of equal scores the older token goes
 _LAST = torch.iinfo(torch.int32).max
+_NONE = torch.iinfo(torch.int64).min  # below every token
 _ROUNDING = 8  # last bits of a float32 score that do not count: repeated tokens have equal keys
 
 
@@ -82,23 +81,30 @@ def split(
     if rule.shared:
         ordinals = ordinals[:, :, :1]
         rounded = None if rounded is None else rounded.mean(2, keepdim=True)
-    if bool((counts == slots - 1).all()) and bool(held.all()):
+    is_one = rule.sinks < slots and bool((counts == slots - 1).all())
+    if is_one and bool(held.all()):
         ends = torch.arange(slots - 1, shape.numel(), slots)
         worst = _worst(rounded, ordinals, first, last).expand(shape[:3]).flatten()
         return ends - (slots - 1) + worst, ends
-    rank = ordinals.double()
-    if rounded is not None:
-        rank = rank.mul_(_TIE).add_(rounded)
-    rank.masked_fill_((ordinals < first) | (ordinals >= last), math.inf)
-    order = rank.masked_fill_(~held[:, None], -math.inf).argsort(3, descending=True)
+    rank = _rank(rounded, ordinals, first, last)
+    order = rank.masked_fill_(~held[:, None], _NONE).argsort(3, descending=True)
     front = (torch.arange(slots) < counts)[:, None]
     stays = torch.zeros_like(rank, dtype=torch.bool)
     stays = stays.scatter_(3, order, front.expand_as(order)).expand(shape)
     return _numbers(~stays & front), _numbers(stays & ~front)
 
 
+def _rank(scores: Tensor | None, ordinals: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Return i64 ranks: by score and then by age, those that are protected before all."""
+    order = torch.zeros_like(ordinals)
+    if scores is not None:
+        order = _ordered(scores, order)
+    order.masked_fill_((ordinals < first) | (ordinals >= last), _LAST)
+    return order.long().mul_(1 << 32).add_(ordinals)
+
+
 def _worst(scores: Tensor | None, ordinals: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Return the slot of the lowest score in each head, the oldest of equal ones.
+    """Return the slot of the lowest `_rank` in each head, if not all are protected.
 
     Every token goes through this in every layer. It is in integers of 32 bits, over two rooms: of
     those torch does many at once, and comparisons, fillings and new rooms take five times as long.
@@ -106,12 +112,16 @@ def _worst(scores: Tensor | None, ordinals: Tensor, first: Tensor, last: Tensor)
     stays, room = last - 1 - ordinals, torch.empty_like(ordinals)
     torch.minimum(stays, torch.sub(ordinals, first, out=room), out=stays)
     if scores is not None:
-        bits = scores.view(torch.int32)
-        order = torch.bitwise_right_shift(bits, 31, out=room).bitwise_and_(_LAST).bitwise_xor_(bits)
-        rank = _unless(stays, order)  # integers are in the order of the floats
+        rank = _unless(stays, _ordered(scores, room))
         rank.bitwise_xor_(rank.amin(3, keepdim=True))
         stays.bitwise_or_(torch.neg(rank, out=room))
     return _unless(stays, ordinals).argmin(3)
+
+
+def _ordered(scores: Tensor, room: Tensor) -> Tensor:
+    """Return integers in the order of the floats, -0.0 being 0.0, in a room of their own."""
+    bits = scores.add_(0.0).view(torch.int32)
+    return torch.bitwise_right_shift(bits, 31, out=room).bitwise_and_(_LAST).bitwise_xor_(bits)
 
 
 def _unless(negative: Tensor, numbers: Tensor) -> Tensor:

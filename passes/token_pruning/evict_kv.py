@@ -17,7 +17,7 @@ from elidir.passes.gain import decoding_loss
 from elidir.passes.options import Range, Ratio
 from elidir.passes.registry import register
 from elidir.passes.token_pruning.evicting import HELD, Evicting, N
-from elidir.passes.token_pruning.scorers import EVICTION, EvictingError, Seen, looking
+from elidir.passes.token_pruning.scorers import EVICTION, EvictingError, Seen
 
 Count = Annotated[int, Range(ge=1)]
 Tau = Annotated[float, Range(ge=0.01)]
@@ -35,9 +35,10 @@ class EvictKv(Pass):
 
     `scorer` says what a token is worth: what it got of all attention (`h2o`), the same with Gumbel
     noise at a temperature that rises over `tau_steps` tokens (`keyformer`), what it or a neighbour
-    gets of a prompt's last `window` queries (`snapkv`, which evicts from prompts alone), its age
-    (`streaming`), or that its key is short (`knorm`). The newest stay, `recent` of what stays, and
-    the first `sinks`; by default as each method's paper has it.
+    gets of a prompt's last `window` queries (`snapkv`, which evicts from prompts alone: what is
+    generated stays until the next one), its age (`streaming`), or that its key is short (`knorm`).
+    The newest stay, `recent` of what stays, and the first `sinks`; by default as each method's
+    paper has it, though no more of the window than a half of the least that stays.
 
     Before: `%kv1 = kv.append %kv, ..` is what a layer yields. After: states are placed, masks come
     from `mask.state`, `%kv2 = kv.evict %kv1, %scores` is yielded, and `@prefill` reads prompts.
@@ -117,7 +118,11 @@ class EvictKv(Pass):
         prompt = symbol("P") if prefill is None else prefill.region.params[0].type.dims[1]
         fewest = max(symbols[str(prompt)].lo, least + 1)
         method, shared = EVICTION[self.scorer], _reads_positions(step)
+        window = min(self.window, least)  # whoever evicts has more tokens: none of it is padding
         recent = method.recent if self.recent is None else self.recent
+        if recent is None:
+            recent = min(window, (least + 1) // 2)  # attention chooses the other half
+        options = replace(self, window=window)
         scored = method.by != "age" and method.in_step
 
         def rule(seen: Seen, ops: list[Op]) -> KvEvict | None:
@@ -125,13 +130,13 @@ class EvictKv(Pass):
                 return None
             return KvEvict(
                 seen.append.result,
-                method.scorer(seen, ops, self) if method.scorer else None,
+                method.scorer(seen, ops, options) if method.scorer else None,
                 method.by,
                 seen.new,
                 budget.keep if seen.prompt or budget.keep == 1 else 0.0,
                 least,
                 budget.most,
-                looking(self) if recent is None else recent,
+                recent,
                 method.sinks if self.sinks is None else self.sinks,
                 shared,
                 fewest if seen.prompt else 0,

@@ -85,7 +85,7 @@ class Eviction:
     Args:
         by: as in `kv.evict`.
         scorer: takes what is seen, the list that its ops go to, and the options of the pass.
-        recent: the part of what stays that is the newest; None for as many as `window` says.
+        recent: the part of what stays that is the newest; None for a prompt's `window`.
         sinks: first tokens that stay.
         in_step: whether it evicts behind each step too.
     """
@@ -113,15 +113,10 @@ def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
     return received(seen.attention, None, ops, state=seen.append.result, **noise)
 
 
-def looking(options: Any) -> int:
-    """Return how many of a prompt's last tokens are the window, which stays."""
-    return int(min(options.window, options.at_least))
-
-
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return what each key, or a neighbour, gets of a prompt's last queries (arXiv 2404.14469)."""
     new, (batch, _, queries, _) = seen.new, seen.attention.q.type.dims
-    first = as_dim(sympy.Max(queries - looking(options), 0))  # a prompt may have fewer queries
+    first = as_dim(sympy.Max(queries - options.window, 0))  # a prompt may have fewer queries
     last = emit(ops, Slice(emit(ops, Iota(queries)), 0, first, queries))
     rows = emit(ops, Expand(last, (batch, as_dim(queries - first))))
     scores = received(seen.attention, rows, ops)
@@ -130,10 +125,11 @@ def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     old, fresh = (
         emit(ops, Slice(scores, 2, start, stop)) for start, stop in ((0, held), (held, length))
     )
-    best, join = fresh, Maximum if options.pool == "max" else Add
-    near = min(options.near, options.at_least)  # of which every prompt has more tokens
-    for shift in (n for i in range(1, near + 1) for n in (i, -i)):
-        best = emit(ops, join(best, emit(ops, Pad(fresh, 2, shift, -shift))))
+    best, join, near = fresh, Maximum if options.pool == "max" else Add, options.near
+    wide = emit(ops, Pad(fresh, 2, near, near)) if near else fresh
+    for start in (near + n for i in range(1, near + 1) for n in (-i, i)):
+        beside = emit(ops, Slice(wide, 2, as_dim(start), as_dim(start + new)))
+        best = emit(ops, join(best, beside))
     return emit(ops, Concat((old, best), 2))
 
 

@@ -96,6 +96,27 @@ def test_snapkv_keeps_its_window_and_what_that_looks_at(seed: int) -> None:
     assert talk.stats.kv_bytes == talk.cache.bytes_per_token * (KEPT + 2)
 
 
+@pytest.mark.parametrize("length", [5, 6])
+def test_neighbours_may_reach_beyond_a_short_prompt(length: int) -> None:
+    known = family("llama")
+    talk = session(known, run(known, "evict-kv", {"tokens": 4}).module)
+    ids = tokens(1, length)
+    wanted = session(known, known.stepped.module).feed(ids, rows=Rows.LAST)
+    torch.testing.assert_close(talk.feed(ids, rows=Rows.LAST), wanted, atol=1e-5, rtol=1e-5)
+    assert talk.stats.kv_bytes == talk.cache.bytes_per_token * 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_below_the_window_is_chosen_by_attention_to_a_half(seed: int) -> None:
+    known, ids = family("llama"), tokens(1, LENGTH, seed=seed)
+    talk = session(known, run(known, "evict-kv", {"tokens": 6, "near": 0}).module)
+    talk.feed(ids, rows=Rows.LAST)
+    for layer, weights in enumerate(attention_by_hand(known, ids)):
+        scores = by_group(known, weights[:, -6:].sum(1))
+        old = scores[:, :-3].topk(3).indices.sort().values
+        assert held(talk, layer) == [[*row, *range(LENGTH - 3, LENGTH)] for row in old.tolist()]
+
+
 def test_streaming_decodes_as_if_the_others_were_masked() -> None:
     known, ids, new = family("llama"), tokens(1, LENGTH), tokens(1, 2, seed=3)
     talk = session(known, made(known, scorer="streaming", sinks=2))

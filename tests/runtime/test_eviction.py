@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from elidir.backends.runtime import CacheError, KVCache, LayerSpec
+from elidir.backends.runtime.eviction import split
 from elidir.ir import KV, DType, KvEvict, Value, symbol
 from elidir.ir import Tensor as TensorType
 
@@ -122,6 +123,52 @@ def test_what_is_left_is_what_the_rule_says(
         assert {(i, b, g): found[i][b][g] for i, b, g in heads} == {
             place: head.tokens for place, head in plain.items()
         }
+
+
+SCORES = st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 1e-30, 1e-13, -1e-13, 0.5, 1.0, 1 + 2e-7])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    by=st.sampled_from(["scores", "age"]),
+    scores=st.lists(SCORES, min_size=12, max_size=12),
+    order=st.permutations(range(6)),
+    recent=st.integers(0, 4),
+    sinks=st.integers(0, 7),
+    shared=st.booleans(),
+)
+def test_a_row_loses_the_same_token_alone_and_beside_a_shorter_one(
+    by: str, scores: list[float], order: list[int], recent: int, sinks: int, shared: bool
+) -> None:
+    """Where each row loses one they are found in a quick way, beside an empty slot in the other."""
+    op = rule(by, recent=recent, sinks=sinks, shared=shared)
+    worth = torch.tensor(scores).view(1, 1, 2, 6).repeat(1, 2, 1, 1) if by == "scores" else None
+    ordinals = torch.tensor(order, dtype=torch.int32).repeat(1, 2, 2, 1)
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    valid[1, 0] = False
+    held = torch.stack((valid[0], ordinals[0, 1, 0] != 0))
+    counts = torch.tensor([[5], [4]])
+    own = (None if worth is None else worth[:, :1], ordinals[:, :1], held[:1], counts[:1])
+    alone = left(ordinals[:, :1], *split(op, *own, valid[:1]))
+    assert alone == left(ordinals, *split(op, worth, ordinals, held, counts, valid))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("zeros", [(0.0, -0.0), (-0.0, 0.0), (1e-43, -1e-43)])
+def test_of_zeros_of_either_sign_the_older_goes(zeros: tuple[float, float], rows: int) -> None:
+    ordinals = torch.tensor([2, 0, 1], dtype=torch.int32).repeat(1, rows, 1, 1)
+    worth = torch.tensor([1.0, *zeros]).repeat(1, rows, 1, 1)
+    valid = torch.ones(rows, 3, dtype=torch.bool)
+    counts = torch.tensor([[2], [3]])[:rows]
+    found = split(rule(), worth, ordinals, valid, counts, valid)
+    assert left(ordinals, *found, size=2) == [[1, 2]]
+
+
+def left(ordinals: Tensor, over: Tensor, source: Tensor, size: int = 5) -> list[list[int]]:
+    """Return the tokens in the first slots of each head of the first row, slots being copied."""
+    moved = ordinals.clone().flatten()
+    moved[over] = moved[source]
+    return [sorted(head[:size]) for head in moved.view(ordinals.shape)[0, 0].tolist()]
 
 
 @dataclass

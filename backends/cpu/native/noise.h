@@ -27,7 +27,6 @@ inline Floats gumbel(Words bits) {
 // What attention reads, its out[0] being the ordinals i32[B, G, S] of the tokens in the slots, whose
 // length is the number of the layer; out[1] positions i64[B, T] by ordinal, out[2] i64[B, 1] where
 // the temperature starts to go from `number` to `limit` over `inner` tokens. format: of the seed.
-template <class T>
 struct Noise {
   const Record& r;
   Rows<int32_t> ordinals;
@@ -52,7 +51,7 @@ struct Noise {
 template <class T>
 void noise(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
-  const Noise<T> n(call, r);
+  const Noise n(call, r);
   const long groups = r.extra[0], items = r.dims[0] * groups * a.runs;
   for (long item; (item = share.next()) < items;) {
     const long batch = item / (groups * a.runs), g = item / a.runs % groups, run = item % a.runs;
