@@ -28,7 +28,7 @@ from elidir.ir import Embed, FfnGated, Linear, LinearSplit, Weight
 Multiply: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 # As many rows share one reading of a weight; beyond, torch's product is the faster.
-MAX_ROWS = 8
+MAX_ROWS = 16
 
 # A larger weight (the output's) is converted in blocks of this many elements, 16 MB in float32.
 BLOCK_ELEMENTS = 4 << 20

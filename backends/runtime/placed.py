@@ -97,6 +97,7 @@ class PlacedStore:
         self.spec, self.layers = spec, layers
         self.length, self.dense, self.evicted, self.tokens = 0, True, 0, 0
         self._pending, self._whole = 0, True
+        self._set: Tokens | None = None
         self._due: Due | None = None
         self._notes: dict[int, tuple[KvEvict, Tensor | None]] = {}
         self._staged: Staged | None = None
@@ -140,17 +141,17 @@ class PlacedStore:
 
     def room(self, layer: int, start: int, tokens: Tokens | None) -> int:
         """Note a layer's tokens of a step from slot `start` on, and return how many there are."""
-        if self._pending and tokens is None:
+        if self._pending and (tokens is None or tokens is self._set):
             return self._pending
         ordinals, valid = self.staged.chosen(tokens)
         count = ordinals.shape[1]
         if start + count > self.capacity:
             self._move_to(max(start + count, 2 * self.capacity))
-        if not self._pending:
+        places = self.ordinals[layer : layer + 1]
+        if not self._pending:  # what the first layer appends stands for all, as a rule
             self.valid.narrow(1, start, count).copy_(valid)
             self.born.narrow(1, start, count).fill_(self.staged.start)
-            self._whole = bool(valid.all())
-        places = self.ordinals if tokens is None else self.ordinals[layer : layer + 1]
+            self._whole, self._set, places = bool(valid.all()), tokens, self.ordinals
         places.narrow(3, start, count).copy_(ordinals[None, :, None])
         self._pending = count
         return count

@@ -12,7 +12,7 @@
 namespace elidir {
 
 constexpr long kKeys = 256;  // keys of a run; records.py sizes the scratch by it
-constexpr int kQueries = 4;  // queries that share one reading of keys and values
+constexpr int kQueries = 6;  // queries that share one reading of keys and values
 constexpr long kWidest = 512;  // the most channels of a head
 
 // The new tokens [B, G, N, width] of in[0] behind those in the cache, whose view is out[0].
@@ -177,6 +177,13 @@ void attend_some(const Attention<T>& a, long batch, long g, long run, long first
   }
 }
 
+// All queries of one key head from `first` on: COUNT at a time, then what is left.
+template <int COUNT = kQueries, class T>
+void attend_all(const Attention<T>& a, long batch, long g, long run, long first, long queries) {
+  for (; first + COUNT <= queries; first += COUNT) attend_some<COUNT>(a, batch, g, run, first);
+  if constexpr (COUNT > 1) attend_all<COUNT - 1>(a, batch, g, run, first, queries);
+}
+
 template <class T>
 void attend(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
@@ -184,12 +191,7 @@ void attend(const Call& call, const Record& r, const Share& share) {
   const long items = r.dims[0] * groups * a.runs;
   for (long item; (item = share.next()) < items;) {
     const long batch = item / (groups * a.runs), g = item / a.runs % groups, run = item % a.runs;
-    long first = 0;
-    for (; first + kQueries <= queries; first += kQueries)
-      attend_some<kQueries>(a, batch, g, run, first);
-    if (queries - first == 3) attend_some<3>(a, batch, g, run, first);
-    if (queries - first == 2) attend_some<2>(a, batch, g, run, first);
-    if (queries - first == 1) attend_some<1>(a, batch, g, run, first);
+    attend_all(a, batch, g, run, 0, queries);
   }
 }
 

@@ -15,7 +15,7 @@ constexpr int kOuts = 4;  // rows of W that are read side by side
 #else
 constexpr int kOuts = 2;
 #endif
-constexpr int kRows = 4;            // rows of x that share one reading of W
+constexpr int kRows = 6;            // rows of x that share one reading of W
 constexpr long kPiece = 1 << 14;    // values of W that a thread takes at a time
 
 struct Product {
@@ -63,13 +63,11 @@ void tile(const Product& job, long out, const float* const* x, float* const* y) 
   });
 }
 
-template <class F, int OUTS>
+// OUTS outputs of all rows: ROWS at a time, then what is left.
+template <class F, int OUTS, int ROWS = kRows>
 void outputs(const Product& job, long out, long rows, const float* const* x, float* const* y) {
-  long row = 0;
-  for (; row + kRows <= rows; row += kRows) tile<F, OUTS, kRows>(job, out, x + row, y + row);
-  if (rows - row == 3) tile<F, OUTS, 3>(job, out, x + row, y + row);
-  if (rows - row == 2) tile<F, OUTS, 2>(job, out, x + row, y + row);
-  if (rows - row == 1) tile<F, OUTS, 1>(job, out, x + row, y + row);
+  for (; rows >= ROWS; rows -= ROWS, x += ROWS, y += ROWS) tile<F, OUTS, ROWS>(job, out, x, y);
+  if constexpr (ROWS > 1) outputs<F, OUTS, ROWS - 1>(job, out, rows, x, y);
 }
 
 constexpr long kMostRows = 64;

@@ -187,6 +187,15 @@ void block(const Int8& job, long out, const uint8_t* const* x, const float* cons
   });
 }
 
+// The outputs of one block of all rows: ROWS at a time, then what is left.
+template <int ROWS = kRows>
+void blocks(const Int8& job, long out, long rows, const uint8_t* const* x, const float* const* plus,
+            float* const* y) {
+  for (; rows >= ROWS; rows -= ROWS, x += ROWS, plus += ROWS, y += ROWS)
+    block<ROWS>(job, out, x, plus, y);
+  if constexpr (ROWS > 1) blocks<ROWS - 1>(job, out, rows, x, plus, y);
+}
+
 // in[0] rows of the grid, in[1] what is added if `fn` says so, out[0] rows of `width`; `extra` holds
 // the addresses of scales and offsets, `format` the bytes of a block.
 inline void linear_int8(const Call& call, const Record& r, const Share& share) {
@@ -203,11 +212,7 @@ inline void linear_int8(const Call& call, const Record& r, const Share& share) {
   for (long i = 0; i < count; ++i)
     x[i] = from(i), plus[i] = r.fn ? more(i) : nullptr, y[i] = to(i);
   for (long out; (out = share.next() * kBlock) < job.outs;) {
-    long row = 0;
-    for (; row + kRows <= count; row += kRows) block<kRows>(job, out, x + row, plus + row, y + row);
-    if (count - row == 3) block<3>(job, out, x + row, plus + row, y + row);
-    if (count - row == 2) block<2>(job, out, x + row, plus + row, y + row);
-    if (count - row == 1) block<1>(job, out, x + row, plus + row, y + row);
+    blocks(job, out, count, x, plus, y);
   }
 }
 
