@@ -131,8 +131,8 @@ class PlacedState(KVState, Protocol):
     def ordinals(self) -> torch.Tensor:
         """Return the number in the session of what the first key head holds, i64[B, S]."""
 
-    def missing(self) -> torch.Tensor:
-        """Return which tokens of the session from before the step it does not hold, bool[B, S]."""
+    def holds(self) -> torch.Tensor:
+        """Return which from before the step it holds, or are no tokens, bool[B, S]."""
 
     def head_positions(self) -> torch.Tensor:
         """Return the positions of what each key head holds, i64[B, G, S]."""

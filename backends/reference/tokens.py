@@ -178,13 +178,13 @@ def revive(op: TokensRevive, weights: Weights) -> Kernel:
     placed = isinstance(parked_type, KV) and parked_type.placed
 
     def run(scores: Tensor, parked: Any, kv: PlacedState, fresh: Tokens, *sizes: int) -> Any:
-        lost, (count,) = kv.missing(), wanted(sizes)
-        past, held = lost.shape[1], parked.ordinals() if placed else None
+        there, (count,) = kv.holds(), wanted(sizes)
+        past, held = there.shape[1], parked.ordinals() if placed else None
         if held is not None:  # what is of this step is behind the last of them
-            lost = pad(lost, (0, 1)).gather(1, held.clamp(max=past))
+            there = pad(there, (0, 1), value=True).gather(1, held.clamp(max=past))
             known = parked.valid()
-            lost = lost if known is None else lost & known
-        scores = scores[:, : lost.shape[1]].masked_fill(~lost, -math.inf)
+            there = there if known is None else there | ~known
+        scores = scores[:, : there.shape[1]].masked_fill(there, -math.inf)
         best = scores.topk(count, dim=1)
         valid = best.values > 0
         given = None if bool(valid.all()) else valid
@@ -248,11 +248,14 @@ def _with_revived(mask: Tensor | None, kv: PlacedState, tokens: Tokens) -> Tenso
 
     What new tokens see of each other the caller says; one that sees nothing cached is no token.
     """
-    slots, known = kv.ordinals(), kv.valid()
+    slots, known, own = kv.ordinals(), kv.valid(), tokens.index
+    keys = torch.cat([slots, own], 1)
+    seen = keys[:, None] <= own[:, :, None]
+    if mask is known is tokens.valid is None:
+        return seen
     known = torch.ones_like(slots, dtype=torch.bool) if known is None else known
-    own, ours = tokens.index, tokens.is_valid()
-    keys, valid = torch.cat([slots, own], 1), torch.cat([known, ours], 1)
-    seen = (keys[:, None] <= own[:, :, None]) & valid[:, None]
+    ours = tokens.is_valid()
+    seen &= torch.cat([known, ours], 1)[:, None]
     length, count = slots.shape[1], 1 if mask is None else mask.shape[1]
     if mask is not None:
         past = mask.shape[2] - count

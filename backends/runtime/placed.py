@@ -172,7 +172,7 @@ class PlacedStore:
             self._due = self._noted(held, new)
         self.dense = self.dense and (not new or bool(self.valid.narrow(1, held, new).all()))
         self.length, self._pending, self._notes, self._whole = held + new, 0, {}, True
-        self.tokens += new
+        self._set, self.tokens = None, self.tokens + new
 
     def _noted(self, held: int, new: int) -> Due:
         if len(self._notes) < self.layers:
@@ -386,13 +386,13 @@ class PlacedKV:
         """Return the numbers of the tokens that the first key head holds, i64[B, S]."""
         return self.store.ordinals[self.layer, :, 0, : self.length].long()
 
-    def missing(self) -> Tensor:
-        """Return which tokens from before the step it does not hold, bool[B, S]."""
+    def holds(self) -> Tensor:
+        """Return which tokens from before the step it holds, or are none, bool[B, S]."""
         staged = self.store.staged
         held, known = self.ordinals(), self.valid()
         held = held if known is None else held.masked_fill(~known, staged.start)
-        lost = staged.valid[:, : staged.start + 1].clone()
-        return lost.scatter_(1, held, False)[:, : staged.start]
+        there = staged.valid[:, : staged.start + 1].logical_not()
+        return there.scatter_(1, held, True)[:, : staged.start]
 
     def since(self) -> Tensor:
         """Return the position after each row's first feed, i64[B, 1]."""

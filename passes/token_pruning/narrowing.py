@@ -279,6 +279,8 @@ class Narrowing:
         if self.revive:
             self.parked[last.number] = found["parked"]
         self.groups.append(new)
+        # The mask first: what is made anew of positions is then in one run with the layers.
+        self.at(self.named["mask"])
 
     def _body(
         self,

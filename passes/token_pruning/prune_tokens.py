@@ -59,8 +59,8 @@ class PruneTokens(Pass):
     keep: Keep | tuple[Keep, ...] = 0.2
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
     work: Annotated[float, Range(ge=0.05, le=1)] | None = None
-    at_least: Annotated[int, Range(ge=1)] = 64
-    revive: Annotated[int, Range(ge=0)] = 1
+    at_least: Annotated[int, Range(ge=1)] = 448
+    revive: Annotated[int, Range(ge=0)] = 3
     scorer: Literal["last-row"] = "last-row"
     force: bool = False
 
@@ -76,12 +76,11 @@ class PruneTokens(Pass):
         step = module["step"].region
         layers = [op for op in step.ops if isinstance(op, Layer)]
         reason = _obstacle(step, layers)
-        bound = module.symbols["N"].hi
-        if not reason and bound is not None and bound <= self.at_least:
-            reason = f"no prompt has more than at_least={self.at_least} tokens: it takes {bound}"
         if not reason:
-            cuts = self._cuts(len(layers), cx)
+            cuts, bound = self._cuts(len(layers), cx), module.symbols["N"].hi
             reason = next(filter(None, map(_closed, layers[cuts[0] - 1 :])), "")
+            if bound is not None and bound <= self.at_least:
+                reason = f"a prompt is left whole up to at_least={self.at_least}; it takes {bound}"
         if reason or not cx.fuel.take(f"{self.name} at @step"):
             cx.missed("@step", reason or "no fuel is left")
             return cx.unchanged()

@@ -894,10 +894,10 @@ class Own(FunctionalKV):
         """Return 0, 2, 4, .. for the numbers of the tokens."""
         return 2 * torch.arange(self.k.shape[2]).expand(len(self.k), -1)
 
-    def missing(self) -> torch.Tensor:
-        """Return those of the six cached tokens that no valid slot holds."""
+    def holds(self) -> torch.Tensor:
+        """Return those of the six cached tokens that a valid slot holds."""
         held = self.ordinals()[0][self.valid()[0]]
-        return torch.tensor([i not in held for i in range(6)]).expand(len(self.k), -1)
+        return torch.tensor([i in held for i in range(6)]).expand(len(self.k), -1)
 
     def head_positions(self) -> torch.Tensor:
         """Return the positions of the slots, which both key heads share."""

@@ -117,7 +117,7 @@ def test_a_model_of_short_prompts_is_left_as_it_is() -> None:
     known = family("llama")
     found = run(known, "prune-tokens", {"keep": 0.5, "at_least": 500})
     assert found.module is known.stepped.module
-    assert "no prompt has more than at_least=500 tokens" in found.missed[0].reason
+    assert "a prompt is left whole up to at_least=500" in found.missed[0].reason
 
 
 def test_rows_that_accept_paths_of_other_lengths_keep_their_tokens() -> None:
