@@ -60,7 +60,7 @@ class PruneTokens(Pass):
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
     work: Annotated[float, Range(ge=0.05, le=1)] | None = None
     at_least: Annotated[int, Range(ge=1)] = 448
-    revive: Annotated[int, Range(ge=0)] = 3
+    revive: Annotated[int, Range(ge=0)] = 2
     scorer: Literal["last-row"] = "last-row"
     force: bool = False
 
