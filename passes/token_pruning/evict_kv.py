@@ -118,11 +118,10 @@ class EvictKv(Pass):
         prompt = symbol("P") if prefill is None else prefill.region.params[0].type.dims[1]
         fewest = max(symbols[str(prompt)].lo, least + 1)
         method, shared = EVICTION[self.scorer], _reads_positions(step)
-        window = min(self.window, least)  # whoever evicts has more tokens: none of it is padding
+        # Whoever evicts has more tokens than `least`: nothing of the window is padding.
+        options = replace(self, window=min(self.window, least))
         recent = method.recent if self.recent is None else self.recent
-        if recent is None:
-            recent = min(window, (least + 1) // 2)  # attention chooses the other half
-        options = replace(self, window=window)
+        recent = min(options.window, (least + 1) // 2) if recent is None else recent
         scored = method.by != "age" and method.in_step
 
         def rule(seen: Seen, ops: list[Op]) -> KvEvict | None:
