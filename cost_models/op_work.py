@@ -276,6 +276,7 @@ def attention(op: Attention, s: Sizes) -> Work:
 def score_attention(op: ScoreAttention, s: Sizes) -> Work:
     """Q k^T for the queries that decide, the softmax, and the sum: nothing is mixed."""
     batch, heads, rows, width = op.q.tensor.dims
+    rows = rows if op.rows is None else op.rows.tensor.dims[1]
     pairs = batch * heads * rows * op.k.tensor.dims[2]
     noise = 0 if op.seed is None else NOISE_FLOPS
     extra = 1 + noise + (op.bias is not None) + 3 * (op.softcap is not None)

@@ -424,7 +424,8 @@ def _merge(g: Grower) -> None:
 @maker("score.attention")
 def _score(g: Grower) -> None:
     mask = g.rng.choice([None, g.add(ir.MaskCausal(g.pos, g.pos))])
-    g.add(ir.ScoreAttention(g.heads(), g.heads(), mask, sinks=g.maybe(HEADS), scale=0.5))
+    how = {"rows": g.rng.choice([None, g.ids]), "shared": g.rng.random() < 0.5}
+    g.add(ir.ScoreAttention(g.heads(), g.heads(), mask, sinks=g.maybe(HEADS), scale=0.5, **how))
 
 
 @maker("rope")

@@ -361,6 +361,9 @@ def _gain(op: ScoreAttention, m: Maker, ins: list[Spot], fields: dict[str, Any])
         outs = [Spot(slot + i, dims, None) for i in range(3)]
         own = {"number": op.tau, "limit": op.tau_end, "inner": op.tau_steps, "format": seed}
         m.emit(Code.NOISE, ins, outs, **fields | own)
+    if op.rows is not None:  # in the place of values, which no score reads
+        rows = m.spot(op.rows)
+        ins, fields = [*ins[:2], rows, *ins[3:]], fields | {"inner": rows.dims[3]}
     m.emit(Code.GAIN, ins, [replace(m.spot(op.result), dims=dims)], **fields)
 
 
@@ -386,7 +389,9 @@ def attending(
     op: Attention | ScoreAttention, sinks: int, dtype: torch.dtype, scored: ScoreAttention | None
 ) -> dict[str, Any]:
     """Return what a record says of an op that attends: sinks by address, and what it keeps."""
-    kept = 0 if scored is None else 2 if scored.seed is None else 6
+    kept = 0
+    if scored is not None:
+        kept = (2 if scored.seed is None else 6) + 8 * scored.shared
     return {
         "type": TYPES[dtype],
         "fn": int(op.bias is not None) + kept,

@@ -146,7 +146,8 @@ class Joined:
         gains = {}
         for value, keys in self.layout.gains:
             stored, _, length = states[self.layout.reads[keys][0]].storage()
-            gains[value] = x = torch.empty(*stored.shape[:2], length)
+            rows = stored.shape[: len(value.tensor.dims) - 1]
+            gains[value] = x = torch.empty(*rows, length)
             words[self.layout.of[value]] = (x.data_ptr(), 0, 0, 0, length)
         return gains
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from elidir.backends.dtypes import PRECISE
 from elidir.backends.protocol import Answer, BackendError, Kernel, No, Yes
 from elidir.backends.weights import Weights
-from elidir.ir import DType, Op, Tensor
+from elidir.ir import DType, Op, ScoreAttention, Tensor
 
 Make: TypeAlias = Callable[[Any, Weights], Kernel]
 Check: TypeAlias = Callable[[Any], Answer]
@@ -41,7 +41,8 @@ def check_dtypes(op: Op) -> Answer:
 
     Weights that keep their type in a program of any other are their kernel's affair.
     """
-    types = [v.type for v in (*op.operands(), *op.results)]
+    made = () if isinstance(op, ScoreAttention) else op.results  # scores are f32 of any type
+    types = [v.type for v in (*op.operands(), *made)]
     if not isinstance(op, PRECISE):
         types += [w.type for w in op.weights()]
     floats = {t.dtype for t in types if isinstance(t, Tensor) and t.dtype.is_float}

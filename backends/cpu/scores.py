@@ -20,6 +20,7 @@ from elidir.backends.cpu.stored import vector
 from elidir.backends.dtypes import torch_dtype
 from elidir.backends.protocol import Answer, Kernel, No, Yes
 from elidir.backends.reference.noise import Noise
+from elidir.backends.reference.tokens import wanted
 from elidir.backends.weights import Weights
 from elidir.ir import ScoreAttention
 
@@ -44,18 +45,20 @@ def _is_plain(op: ScoreAttention) -> Answer:
 @kernel(ScoreAttention, _is_plain)
 def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     """Attention of the given queries, added up over them."""
-    takes_mask, takes_bias = op.mask is not None, op.bias is not None
+    given = [n for n in ("mask", "bias", "state", "rows") if getattr(op, n) is not None]
     products, native = _products(op, weights), None
     if op.seed is None and tape.available():
         native = _native(op, weights)
 
     def run(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
-        mask = rest[0] if takes_mask else None
-        bias = rest[takes_mask] if takes_bias else None
+        found = dict(zip(given, rest, strict=True))
+        q, mask, bias = wanted(found.get("rows"), q, found.get("mask"), found.get("bias"))
         if native is not None and q.shape[2] <= FEW_QUERIES:
             return native(q, k, mask, bias)
-        noise = None if op.seed is None else Noise(op, rest[-1], q.shape[1], q.shape[2])
-        return products(q, k, mask, bias, noise)
+        state = found.get("state")
+        noise = None if state is None else Noise(op, state, q.shape[1], q.shape[2])
+        total = products(q, k, mask, bias, noise)
+        return total.mean(1) if op.shared else total
 
     return run
 
@@ -68,7 +71,7 @@ def _native(op: ScoreAttention, weights: Weights) -> FewScores:
     def run(q: torch.Tensor, k: torch.Tensor, mask: Maybe, bias: Maybe) -> torch.Tensor:
         (batch, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
         runs = -(-keys // RUN_OF_KEYS)
-        out = torch.empty(batch, groups, keys)
+        out = torch.empty(batch, keys) if op.shared else torch.empty(batch, groups, keys)
         scratch = torch.empty(batch * heads * rows * runs * (2 + RUN_OF_KEYS))
         ins, seen = [q.float(), k, k], None
         if bias is not None:

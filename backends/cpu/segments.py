@@ -34,7 +34,7 @@ from elidir.ir import (
 )
 
 ATTENDS = (Attention, ScoreAttention)
-LOOKS_UP = (Embed, RopeTable, TokensTake)
+LOOKS_UP = (Embed, RopeTable, ScoreAttention, TokensTake)
 PRODUCTS = (Linear, LinearSplit, FfnGated, LinearInt8)
 _LEAST = 4  # ops, of which one is a product; fewer are as fast one by one
 
@@ -43,10 +43,10 @@ def segments(ops: Sequence[Op]) -> list[range]:
     """Return the runs of ops that have native forms, as ranges of their numbers."""
     cached = {v for op in ops if isinstance(op, KvRead) for v in op.results}
     biases = {op.bias for op in ops if isinstance(op, ATTENDS) and op.bias is not None}
+    scores = {op.result for op in ops if isinstance(op, ScoreAttention)}
+    apart = biases | scores  # as long as the cache: in the caller's memory, not the run's
     growing = {s for op in ops for s in _grows(op)}
-    fits = [_has_form(op, cached, biases, growing) for op in ops]
-    read = {v for op in ops if not isinstance(op, KvEvict) for v in op.operands()}
-    fits = [fit and not _gains(op) & read for op, fit in zip(ops, fits, strict=True)]
+    fits = [_has_form(op, cached, apart, growing) for op in ops]
     found, start = [], 0
     for at, op in enumerate(ops):
         if not fits[at] or _reads_before(op, ops[start:at], cached):
@@ -77,20 +77,15 @@ def _grows(op: Op) -> frozenset[Any]:
     return frozenset(varying(op.kv.type.length)) - given
 
 
-def _gains(op: Op) -> set[Value]:
-    """Return the scores that an op makes: as many as keys, so that only a state may take them."""
-    return set(op.results) if isinstance(op, ScoreAttention) else set()
-
-
-def _has_form(op: Op, cached: set[Value], biases: set[Value], growing: set[Any]) -> bool:
+def _has_form(op: Op, cached: set[Value], apart: set[Value], growing: set[Any]) -> bool:
     if isinstance(op, KvAppend | KvEvict | KvRead):
         return _fixed_kv(op.kv.type) and not cached & set(op.operands())
     known = FORMS.get(op.kind)
     if known is None or not _is_float(op) or not check_dtypes(op) or not known[1](op):
         return False
     if isinstance(op, ATTENDS):
-        return _attends(op, cached, biases)
-    if (cached | biases) & {*op.operands(), *op.results}:
+        return _attends(op, cached, apart)
+    if (cached | apart) & {*op.operands(), *op.results}:
         return False
     return all(_is_small(v, growing) for v in (*op.operands(), *op.results))
 
@@ -100,14 +95,15 @@ def _fixed_kv(kv: Any) -> bool:
     return isinstance(kv, KV) and isinstance(kv.heads, int) and kv.value_dim != 0
 
 
-def _attends(op: Attention | ScoreAttention, cached: set[Value], biases: set[Value]) -> bool:
+def _attends(op: Attention | ScoreAttention, cached: set[Value], apart: set[Value]) -> bool:
     """Keys and values must both be the cache's, or both not; scores are of a cache's keys."""
     bias_fits = op.bias is None or len(op.bias.tensor.dims) == 4
     full = op.bias is None or op.bias.tensor.dims[3] == op.k.tensor.dims[2]
     fixed = isinstance(op.k.tensor.dims[1], int)
-    others = (cached | biases) & {op.q, *op.results}
     values = True if isinstance(op, ScoreAttention) else op.v in cached
-    return bias_fits and full and fixed and not others and (op.k in cached) == values
+    return (
+        bias_fits and full and fixed and op.q not in cached | apart and (op.k in cached) == values
+    )
 
 
 def _is_small(value: Value, growing: set[Any]) -> bool:

@@ -41,11 +41,11 @@ ROWS_AT_ONCE = 64
 def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
     """Attention of the given queries, some rows at a time, added up over them."""
     softmax = probabilities(op, weights)
-    given = [n for n in ("mask", "bias", "state") if getattr(op, n) is not None]
+    given = [n for n in ("mask", "bias", "state", "rows") if getattr(op, n) is not None]
 
     def run(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
         found = dict(zip(given, rest, strict=True))
-        mask, bias = found.get("mask"), found.get("bias")
+        q, mask, bias = wanted(found.get("rows"), q, found.get("mask"), found.get("bias"))
         batch, heads, rows, _ = q.shape
         noise = Noise(op, found["state"], heads, rows) if "state" in found else None
         groups = k.shape[1]
@@ -55,9 +55,20 @@ def score_attention(op: ScoreAttention, weights: Weights) -> Kernel:
             adjust = None if noise is None else noise.of(some)
             part = softmax(q[:, :, some], k, _rows(mask, some, 1), _rows(bias, some, 2), adjust)
             total += part.sum(2).float().unflatten(1, (groups, heads // groups)).mean(2)
-        return total
+        return total.mean(1) if op.shared else total
 
     return run
+
+
+def wanted(
+    rows: Tensor | None, q: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the queries that rows i64[B, R] name, and what mask and bias say of them."""
+
+    def named(x: Tensor | None, axis: int) -> Tensor | None:
+        return x if x is None or rows is None or x.shape[axis] == 1 else take(x, rows, axis)
+
+    return q if rows is None else take(q, rows, 2), named(mask, 1), named(bias, 2)
 
 
 def _rows(x: Tensor | None, some: slice, axis: int) -> Tensor | None:

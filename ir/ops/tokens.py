@@ -26,12 +26,13 @@ def token_set(value: Value) -> TokenSet:
 class ScoreAttention(Op):
     """out[b, g, k] = sum over queries of softmax(scale * q k^T + bias, where mask): f32[B, G, K].
 
-    It is what a key gets of the attention of R queries, the mean over the heads that share key head
-    g. Operands are those of `attention` without the values: q is [B, H, R, D], k [B, G, K, D]. The
-    attention beside it stays fused; only these rows are made again.
+    It is what a key gets of the attention of N queries, or of those that `rows` i64[B, R] names,
+    the mean over the heads that share key head g; with `shared` over all heads, f32[B, K]. Operands
+    are those of `attention` without the values: q is [B, H, N, D], k [B, G, K, D]. The attention
+    beside it stays fused; only these rows are made again.
 
     With a `seed` the softmax is of (scores + noise) / tau, noise being Gumbel(0, 1), drawn for the
-    seed, the layer, the head, and the positions of query and key, which `state` knows: its last R
+    seed, the layer, the head, and the positions of query and key, which `state` knows: its last N
     tokens are the queries. tau rises from `tau` to `tau_end` over the `tau_steps` tokens behind the
     first feed of a session (arXiv 2403.09054).
     """
@@ -42,8 +43,10 @@ class ScoreAttention(Op):
     bias: Value | None = None
     sinks: Weight | None = None
     state: Value | None = None
+    rows: Value | None = None
     scale: float = 1.0
     softcap: float | None = None
+    shared: bool = False
     seed: int | None = None
     tau: float = 1.0
     tau_end: float = 1.0
@@ -51,7 +54,7 @@ class ScoreAttention(Op):
 
     def infer(self) -> Type:
         q, k = self.q.tensor, self.k.tensor
-        check_rank(q, 4, "queries [B, H, R, D]")
+        check_rank(q, 4, "queries [B, H, N, D]")
         check_rank(k, 4, "keys [B, G, K, D]")
         if q.dims[3] != k.dims[3] or q.dims[0] != k.dims[0]:
             raise IRTypeError(f"queries {q} and keys {k} do not fit")
@@ -62,9 +65,15 @@ class ScoreAttention(Op):
         ):
             raise IRTypeError(f"{mask} does not fit queries {q} and keys {k}")
         self._check_noise(k)
-        return Tensor(k.dims[:3], DType.F32)
+        rows = None if self.rows is None else self.rows.tensor
+        if rows is not None and (len(rows.dims) != 2 or rows.dims[0] != q.dims[0]):
+            raise IRTypeError(f"rows are {rows}; name queries of each row of {q}")
+        batch, groups, keys = k.dims[:3]
+        return Tensor((batch, keys) if self.shared else (batch, groups, keys), DType.F32)
 
     def _check_noise(self, k: Tensor) -> None:
+        if self.state is not None and self.rows is not None:
+            raise IRTypeError("noise is drawn for all queries; give no rows")
         if (self.seed is None) != (self.state is None):
             raise IRTypeError("noise needs a seed, and the keys' state")
         if self.state is None:

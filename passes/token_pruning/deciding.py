@@ -17,7 +17,6 @@ from elidir.ir import (
     KvAppend,
     KvRead,
     Op,
-    Reduce,
     Reshape,
     Slice,
     TokensRevive,
@@ -43,7 +42,7 @@ class Deciding:
     """Emits the ops of one layer.
 
     Args:
-        scorer: makes scores f32[B, G, S + N] of all keys.
+        scorer: makes scores f32[B, S + N] of all keys.
         choice: which go on; None for all.
         revive: how many parked tokens come back at most.
         number: of the cut.
@@ -71,7 +70,7 @@ class Deciding:
         """
         self.ops = ops
         attention = next(op for op in ops if isinstance(op, Attention))
-        scores = self._emit(Reduce(self.scorer(attention, self.given["rows"], ops), "mean", (1,)))
+        scores = self.scorer(attention, self.given["rows"], ops)
         found = {} if self.choice is None else self._chosen(self.choice, scores)
         places = [axis(r) for r in results]
         left = [

@@ -1,9 +1,9 @@
-"""Scorers: how much each key matters, read off one attention. f32[B, G, K], the higher the more.
+"""Scorers: how much each key matters, read off one attention: the higher the more.
 
 A scorer emits a few ops beside an attention that stays as it is, and returns their value. Which
 tokens are dropped for it is decided elsewhere; a pass names a scorer by an option. Those of
-`prune-tokens` look at the wanted rows; those of `evict-kv` are in `EVICTION`, each with what stays
-whatever its score.
+`prune-tokens` look at the wanted rows, for all heads: f32[B, K]. Those of `evict-kv` are in
+`EVICTION`, for each key head: f32[B, G, K], each with what stays whatever its score.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,6 @@ from elidir.ir import (
     Pad,
     ScoreAttention,
     Slice,
-    TokensTake,
     Value,
     as_dim,
     emit,
@@ -37,21 +36,14 @@ Scorer: TypeAlias = Callable[[Attention, Value, list[Op]], Value]
 
 def last_row(attention: Attention, rows: Value, ops: list[Op]) -> Value:
     """Return the attention that the wanted tokens pay to each key (LazyLLM, arXiv 2407.14057)."""
-    return received(attention, rows, ops)
+    return received(attention, ops, rows=rows, shared=True)
 
 
-def received(attention: Attention, rows: Value | None, ops: list[Op], **noise: Any) -> Value:
-    """Return what each key gets of the attention of some queries, or of all."""
-
-    def chosen(value: Value | None, axis: int = 1) -> Value | None:
-        if value is None or rows is None or value.type.dims[axis] == 1:
-            return value
-        return emit(ops, TokensTake(value, rows, axis, loc=attention.loc))
-
-    q, mask, bias = chosen(attention.q, 2), chosen(attention.mask), chosen(attention.bias, 2)
-    assert q is not None
-    given = {"scale": attention.scale, "softcap": attention.softcap, "loc": attention.loc, **noise}
-    return emit(ops, ScoreAttention(q, attention.k, mask, bias, attention.sinks, **given))
+def received(attention: Attention, ops: list[Op], **how: Any) -> Value:
+    """Return what each key gets of the attention of all queries, or as `how` says."""
+    read = (attention.q, attention.k, attention.mask, attention.bias, attention.sinks)
+    given = {"scale": attention.scale, "softcap": attention.softcap, "loc": attention.loc, **how}
+    return emit(ops, ScoreAttention(*read, **given))
 
 
 SCORERS: dict[str, Scorer] = {"last-row": last_row}
@@ -99,18 +91,18 @@ class Eviction:
 
 def h2o(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return what each key got of all attention (H2O, arXiv 2306.14048)."""
-    return received(seen.attention, None, ops)
+    return received(seen.attention, ops)
 
 
 def keyformer(seen: Seen, ops: list[Op], options: Any) -> Value:
     """Return the same with Gumbel noise and a rising temperature (Keyformer, arXiv 2403.09054)."""
     if not options.noise:
-        return received(seen.attention, None, ops)
+        return received(seen.attention, ops)
     if seen.attention.q.type.dims[2] != seen.new:
         raise EvictingError("only some tokens are queries; give noise=false, or another scorer")
     (tau, tau_end), steps = options.tau, options.tau_steps
     noise = {"seed": options.seed, "tau": tau, "tau_end": tau_end, "tau_steps": steps}
-    return received(seen.attention, None, ops, state=seen.append.result, **noise)
+    return received(seen.attention, ops, state=seen.append.result, **noise)
 
 
 def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
@@ -119,7 +111,7 @@ def snapkv(seen: Seen, ops: list[Op], options: Any) -> Value:
     first = as_dim(sympy.Max(queries - options.window, 0))  # a prompt may have fewer queries
     last = emit(ops, Slice(emit(ops, Iota(queries)), 0, first, queries))
     rows = emit(ops, Expand(last, (batch, as_dim(queries - first))))
-    scores = received(seen.attention, rows, ops)
+    scores = received(seen.attention, ops, rows=rows)
     length = seen.append.result.type.dims[2]
     held = as_dim(length - new)
     old, fresh = (

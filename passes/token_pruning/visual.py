@@ -15,7 +15,6 @@ from elidir.ir import (
     Layer,
     Op,
     Opaque,
-    Reduce,
     Region,
     Reshape,
     Slice,
@@ -140,11 +139,10 @@ class Dropping:
             raise VisualError(f"{scope}: its attention has a mask or a bias")
         if self.by_class:
             op = replace(op, q=emit(out, Slice(op.q, 2, 0, 1)))
-        rows = received(op, None, out)
-        heads = emit(out, Reduce(rows, "mean", (1,)))
+        scores = received(op, out, shared=True)
         if not self.tower.front:
-            return heads
-        return emit(out, Slice(heads, 1, self.tower.front, self.tower.stream))
+            return scores
+        return emit(out, Slice(scores, 1, self.tower.front, self.tower.stream))
 
     def _by_picture(self, scores: Value) -> Value:
         shape = (self.tower.images, self.tower.parts, self.tower.tokens)

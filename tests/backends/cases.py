@@ -1158,14 +1158,16 @@ def mask_state_with_tokens_that_come_back(b: Bench) -> Any:
     return op, torch.tensor(rows, dtype=torch.bool).expand(batch, -1, -1)
 
 
-@case(ScoreAttention, "plain", "mask", "softcap", "sinks", "few", "bias")
+@case(ScoreAttention, "plain", "mask", "softcap", "sinks", "few", "bias", "rows", "shared")
 def score_attention(b: Bench, how: str) -> Any:
+    """`rows` are some of them, in any order, and one twice."""
     rows = 2 if how in ("few", "bias") else 70
     q, k = b.x("B", 4, rows, 4, dtype=b.dtype), b.x("B", 2, "T", 4, dtype=b.dtype)
     found = torch.rand(b.size("B"), rows, b.size("T")) < 0.7
     found[:, :, 0] = True
-    mask = b.mask(found, "B", rows, "T") if how in ("mask", "few") else None
-    bias = b.x("B", 4, rows, "T", dtype=b.dtype) if how == "bias" else None
+    mask = b.mask(found, "B", rows, "T") if how in ("mask", "few", "rows") else None
+    bias = b.x("B", 4, rows, "T", dtype=b.dtype) if how in ("bias", "rows") else None
+    named = b.ints(rows, "B", 3) if how == "rows" else None
     sinks, softcap = (
         (b.w(4) if how in ("sinks", "few") else None),
         1.5 if how == "softcap" else None,
@@ -1177,9 +1179,13 @@ def score_attention(b: Bench, how: str) -> Any:
     weight = scores.exp()
     share = weight.sum(-1, keepdim=True)
     share = share if sinks is None else share + b[sinks].exp()[None, :, None, None]
-    given = (weight / share).sum(2)
-    wanted = (given[:, 0::2] + given[:, 1::2]) / 2
-    return ScoreAttention(q, k, mask, bias, sinks, scale=0.4, softcap=softcap), wanted
+    given = weight / share
+    if named is not None:
+        given = given.gather(2, b[named][:, None, :, None].expand(-1, 4, -1, given.shape[3]))
+    given = given.sum(2)
+    wanted = given.mean(1) if how == "shared" else (given[:, 0::2] + given[:, 1::2]) / 2
+    options = {"scale": 0.4, "softcap": softcap, "rows": named, "shared": how == "shared"}
+    return ScoreAttention(q, k, mask, bias, sinks, **options), wanted
 
 
 WORD = 1 << 32

@@ -275,6 +275,12 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("score.attention", lambda: ir.ScoreAttention(Q, v(B, 2, S, 4)), "do not fit"),
     ("score.attention", lambda: ir.ScoreAttention(Q, Q, MASK), "mask[B, T, S] does not fit"),
     ("score.attention", lambda: ir.ScoreAttention(Q, K, MASK, seed=1), "noise needs a seed"),
+    ("score.attention", lambda: ir.ScoreAttention(Q, K, rows=v(2, 3)), "name queries of each row"),
+    (
+        "score.attention",
+        lambda: ir.ScoreAttention(Q, K, MASK, state=KV, rows=ROWS, seed=1),
+        "noise is drawn for all queries",
+    ),
     (
         "score.attention",
         lambda: ir.ScoreAttention(Q, K, MASK, state=KV, seed=1),

@@ -121,7 +121,7 @@ def test_it_is_taken_where_calls_cost_nothing(tmp_path: Path) -> None:
 def test_it_breaks_even_after_the_answer_that_repays_the_choice(tmp_path: Path) -> None:
     before, reader = tower("clip").module, a_reader()
     after = tower("clip").run(rate=0.2).module
-    found = Answered.of((before, after), reader, (180, 36), a_target(tmp_path, 50.0))
+    found = Answered.of((before, after), reader, (180, 36), a_target(tmp_path, 80.0))
     assert found.even is not None
     lost, won = found.first[1] - found.first[0], found.later[0] - found.later[1]
     assert found.even * won >= lost > (found.even - 1) * won

@@ -240,31 +240,39 @@ void merge(const Call& call, const Record& r, const Share& s) {
   }
 }
 
-// What each key gets of the queries' attention, the mean over the heads of its group: rows [B, G, S]
-// one after another in the slot of out[0]. It reads the weights that `attend` or `noise` has left.
+// What each key gets of queries' attention, one row after another in the slot of out[0]: the mean over
+// the heads of its group, rows [B, G, S], or with 8 in fn over all heads, rows [B, S]. Of `inner`
+// queries that in[2] names as i64, or of all. It reads the weights that `attend` or `noise` has left.
 template <class T>
-void gain(const Call& call, const Record& r, const Share& share) {
+bool gain(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
-  const long groups = r.extra[0], items = r.dims[0] * groups * a.runs;
+  const long heads = r.fn & 8 ? r.dims[1] : a.group, parts = r.dims[1] / heads;
+  const int64_t* named = reinterpret_cast<const int64_t*>(call.outers[r.in[2].slot].data);
+  const long queries = r.inner ? r.inner : r.dims[2], items = r.dims[0] * parts * a.runs;
   float* rows = reinterpret_cast<float*>(call.outers[r.out[0].slot].data);
   for (long item; (item = share.next()) < items;) {
-    const long batch = item / (groups * a.runs), g = item / a.runs % groups, run = item % a.runs;
+    const long batch = item / (parts * a.runs), part = item / a.runs % parts, run = item % a.runs;
     const long start = run * kKeys, count = a.keys - start < kKeys ? a.keys - start : kKeys;
-    float* out = rows + (batch * groups + g) * a.keys + start;
+    float* out = rows + (batch * parts + part) * a.keys + start;
     memset(out, 0, count * sizeof(float));
-    for (long i = 0; i < a.group * r.dims[2]; ++i) {
-      const long head = g * a.group + i / r.dims[2];
-      const float* part = a.partial(batch, head, i % r.dims[2], 0);
-      const float* own = part + run * a.step;
+    for (long i = 0; i < heads * queries; ++i) {
+      long query = i % queries;
+      if (r.inner) query = named[batch * queries + query];
+      if (query < 0) query += r.dims[2];
+      if (query < 0 || query >= r.dims[2]) return false;
+      const long head = part * heads + i / queries;
+      const float* first = a.partial(batch, head, query, 0);
+      const float* own = first + run * a.step;
       if (own[0] == -INFINITY) continue;
-      const Whole w = whole(a, head, part);
-      const float part_of = expf(own[0] - w.highest) / (w.sum * a.group);
+      const Whole w = whole(a, head, first);
+      const float part_of = expf(own[0] - w.highest) / (w.sum * heads);
       const float* weights = own + 2 + a.mixed;
       channels(count, [&](long t, auto n) {
         store(fused(load(weights + t, n), every(part_of), load(out + t, n)), out + t, n);
       });
     }
   }
+  return true;
 }
 
 }  // namespace elidir

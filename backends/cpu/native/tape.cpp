@@ -49,7 +49,7 @@ bool run_rows(const Call& call, const Record& r, const Share& s) {
     case kRope: return rope<T>(call, r, s), true;
     case kAppend: return append<T>(call, r, s), true;
     case kAttend: return attend<T>(call, r, s), true;
-    case kGain: return gain<T>(call, r, s), true;
+    case kGain: return gain<T>(call, r, s);
     case kNoise: return noise<T>(call, r, s), true;
     case kMerge: return merge<T>(call, r, s), true;
     case kQuantize: return quantize<T>(call, r, s), true;
