@@ -6,7 +6,8 @@ the reference is the oracle of the others. Sessions, caches and generation are i
 """
 
 from elidir.backends.dtypes import ir_dtype, retype, torch_dtype
-from elidir.backends.executor import Assignment, Executable, Instruction, Timing, Watch, lower
+from elidir.backends.executor import Assignment, Executable, Instruction, Timing, Watch
+from elidir.backends.lowering import lower
 from elidir.backends.protocol import (
     Answer,
     Backend,

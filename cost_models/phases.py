@@ -123,6 +123,7 @@ def _step(
     name: str, module: Module, request: Request, function: Function, *, new: int, cached: int
 ) -> Phase:
     sizes = {"S": cached, "R": 1, **_held(module, request, cached)}
+    sizes |= {} if cached else _first(module)
     sizes |= _axes(function, request.batch, new)
     return _phase(name, module, function, request, sizes)
 
@@ -134,12 +135,19 @@ def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     """
     prompt = min(cached, request.cached)
     reader, step = _reader(module, prompt), module["step"]
-    none = {name: 0 for name, _ in _placed(reader)}
-    held = _after(_placed(reader), _tokens(reader))(none, 0, prompt)
-    grown = _after(_placed(step), _tokens(step))
+    usual = {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
+    known = {n: request.bindings.get(n, size) for n, size in usual.items()}
+    first, later = _placed(reader, _first(module)), _placed(step, known)
+    held = _after(first, _tokens(reader))({name: 0 for name, _ in first}, 0, prompt)
+    grown = _after(later, _tokens(step))
     for past in range(prompt, cached):
         held = grown(held, past, 1)
     return held
+
+
+def _first(module: Module) -> dict[str, int]:
+    """Return what ops bind in a session's first step, when there is nothing to come back: least."""
+    return {n: s.lo for n, s in module.symbols.items() if s.usual is not None}
 
 
 @cache
@@ -148,7 +156,7 @@ def _after(
 ) -> Callable[[dict[str, int], int, int], dict[str, int]]:
     """Return what gives the tokens that placed states hold after a step, by those before it.
 
-    It takes these, the tokens cached before the step, and its new ones.
+    It takes these, the tokens cached before the step, and its new ones; none holds more than those.
     """
     symbols = [symbol(n) for n in (*(name for name, _ in lengths), "S", new)]
     known = {"Min": min, "Max": max, "ceiling": math.ceil}
@@ -157,19 +165,22 @@ def _after(
 
     def after(held: dict[str, int], past: int, count: int) -> dict[str, int]:
         found = run(*(held[name] for name, _ in lengths), past, count)
-        return {name: int(n) for (name, _), n in zip(lengths, found, strict=True)}
+        pairs = zip(lengths, found, strict=True)
+        return {name: min(int(size), past + count) for (name, _), size in pairs}
 
     return after
 
 
-def _placed(function: Function) -> tuple[tuple[str, Dim], ...]:
-    """Return the lengths of the placed states, before by its name, and after."""
+def _placed(function: Function, known: Mapping[str, int]) -> tuple[tuple[str, Dim], ...]:
+    """Return the lengths of the placed states, before by its name, and after at known sizes."""
+    given = {symbol(n): sympy.Integer(size) for n, size in known.items()}
     states = [
         [v.type for v in values if isinstance(v.type, KV)]
         for values in (function.region.params, function.region.results)
     ]
     pairs = [(a, b) for a, b in zip(*states, strict=True) if a.placed]
-    return tuple({format_dim(a.length): b.length for a, b in pairs}.items())
+    grown = {format_dim(a.length): sympy.sympify(b.length).xreplace(given) for a, b in pairs}
+    return tuple(grown.items())
 
 
 def _forward(name: str, module: Module, request: Request, length: int) -> Phase:
@@ -203,7 +214,9 @@ def _phase(
 
 
 def _usual(bounds: Symbol, length: int) -> int:
-    """Return the value of a symbol that nobody gave: the prompt's length, within its bounds."""
+    """Return the value of a symbol that nobody gave: the usual, or the prompt's length."""
+    if bounds.usual is not None:
+        return bounds.usual
     return max(bounds.lo, length if bounds.hi is None else min(length, bounds.hi))
 
 

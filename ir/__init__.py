@@ -59,7 +59,6 @@ from elidir.ir.symbols import (
     parse_dim,
     product,
     symbol,
-    varying,
 )
 from elidir.ir.types import KV, DType, Mask, Tensor, TokenSet, Type, broadcast, promote
 from elidir.ir.verifier import verify
@@ -132,7 +131,6 @@ __all__ = [
     "split_bodies",
     "structure",
     "symbol",
-    "varying",
     "verify",
     *_dialect,
 ]

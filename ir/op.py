@@ -100,6 +100,10 @@ class Op:
     def verify(self) -> None:
         """Check what `infer` does not need to know; raises `IRTypeError`."""
 
+    def bound(self) -> dict[str, Value]:
+        """Return the symbols that the op binds when it runs, each to the size of a set it makes."""
+        return {}
+
     @property
     def result(self) -> Value:
         """The only result."""

@@ -23,6 +23,7 @@ from elidir.ir.op import OPS, Body, Field, Kind, Op, Region, Value, Weight, fiel
 from elidir.ir.symbols import Dim, Symbol, parse_dim, symbol
 from elidir.ir.types import KV, KV_MARKS, DType, Mask, Tensor, TokenSet, Type
 
+_SYMBOL = re.compile(r'([\w.]+) in \[(\d+), (\d+|inf)\](?: usual=(\d+))?(?: origin=(".*"))?')
 _BOOLS = {"true": True, "false": False}
 
 
@@ -168,13 +169,14 @@ class _ModuleParser:
             raise ParseError(f"expected sym, weight, body or func, found '{word}'")
 
     def _symbol(self, text: str) -> None:
-        match = re.fullmatch(r'([\w.]+) in \[(\d+), (\d+|inf)\](?: origin=(".*"))?', text)
+        match = _SYMBOL.fullmatch(text)
         if not match:
             raise ParseError(f"expected 'sym N in [lo, hi]', found 'sym {text}'")
-        self._new(match[1], self.symbols, "symbol ")
-        symbol(match[1])
-        hi = None if match[3] == "inf" else int(match[3])
-        self.symbols[match[1]] = Symbol(int(match[2]), hi, _string(match[4] or '""'))
+        name, lo, hi, usual, origin = match.groups()
+        self._new(name, self.symbols, "symbol ")
+        symbol(name)
+        bounds = int(lo), None if hi == "inf" else int(hi), _string(origin or '""')
+        self.symbols[name] = Symbol(*bounds, None if usual is None else int(usual))
 
     def _new(self, name: str, table: Collection[str], what: str = "@") -> None:
         if name in table:

@@ -33,14 +33,19 @@ def symbol(name: str) -> sympy.Symbol:
 
 @dataclass(frozen=True)
 class Symbol:
-    """Bounds of a symbol (inclusive; `hi` None is unbounded) and where it came from."""
+    """Bounds of a symbol (inclusive; `hi` None is unbounded) and where it came from.
+
+    `usual` is what a cost model takes it for where nobody says.
+    """
 
     lo: int
     hi: int | None
     origin: str = ""
+    usual: int | None = None
 
     def __str__(self) -> str:
-        note = f" origin={json.dumps(self.origin)}" if self.origin else ""
+        note = "" if self.usual is None else f" usual={self.usual}"
+        note += f" origin={json.dumps(self.origin)}" if self.origin else ""
         return f"[{self.lo}, {'inf' if self.hi is None else self.hi}]{note}"
 
 
@@ -59,18 +64,6 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
 def free_symbols(dim: Dim) -> set[str]:
     """Return the names of the symbols in a dimension."""
     return set() if isinstance(dim, int) else {s.name for s in dim.free_symbols}
-
-
-def varying(dim: Dim) -> set[sympy.Expr]:
-    """Return what a dimension grows with: its symbols, but of a minimum with a number that itself.
-
-    So N + min(2, S) varies with N, and with min(2, S), which takes few values.
-    """
-    if isinstance(dim, int):
-        return set()
-    bounded = {m for m in dim.atoms(sympy.Min) if any(a.is_Integer for a in m.args)}
-    rest = dim.xreplace({m: sympy.Integer(0) for m in bounded})
-    return set(rest.free_symbols) | bounded
 
 
 def evaluate(dim: Dim, bindings: dict[str, int]) -> int:

@@ -92,6 +92,9 @@ def _bounds(module: Module) -> Iterator[Finding]:
     for name, bounds in module.symbols.items():
         if bounds.lo < 0 or (bounds.hi is not None and bounds.hi < bounds.lo):
             yield None, f"symbol {name} in {bounds} has no value; make the bounds 0 <= lo <= hi"
+        usual = bounds.lo if bounds.usual is None else bounds.usual
+        if usual < bounds.lo or (bounds.hi is not None and usual > bounds.hi):
+            yield None, f"symbol {name} in {bounds} is usual outside of its bounds; move either"
 
 
 def _symbols(module: Module) -> Iterator[Finding]:

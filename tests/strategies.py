@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from elidir import ir
 from elidir.ir import DType, Op, Tensor, Value, Weight
 
-B, N, R, S, T = (ir.symbol(name) for name in "BNRST")
+B, C, N, R, S, T = (ir.symbol(name) for name in "BCNRST")
 SYMBOLS = {
     "B": ir.Symbol(1, 64, "batch"),
+    "C": ir.Symbol(0, 3, "that come back", usual=1),
     "N": ir.Symbol(1, None, 'the "new" tokens'),
     "R": ir.Symbol(1, None),
     "S": ir.Symbol(0, 8192),
@@ -180,8 +181,8 @@ def revive(grower: "Grower", parked: Value, own: Value, mask: Value) -> None:
     """Cached tokens come back into a state that does not hold all of them."""
     scores = grower.add(ir.Full((B, S), 0.0, DType.F32))
     fresh = grower.add(ir.TokensNew(grower.pos, S))
-    count = grower.rng.choice([1, sympy.Min(2, S)])
-    op = ir.TokensRevive(scores, parked, own, fresh, count)
+    above = grower.rng.choice([0.0, 0.25])
+    op = ir.TokensRevive(scores, parked, own, fresh, C, grower.rng.randint(1, 3), above)
     grower.add(op)
     grower.add(ir.MaskState(mask, own, op.results[1]))
 

@@ -40,7 +40,6 @@ class Joined:
         self.layout = Layout(run)
         products = [op for op in run.ops if isinstance(op, PRODUCTS)]
         self._rows = {as_dim(prod(op.x.tensor.dims[:-1])) for op in products}
-        self._sizes = [_compiled(size) for size in self.layout.sizes]
         self._tapes: dict[tuple[int, ...], Tape] = {}
         self._rooms = threading.local()
 
@@ -75,7 +74,7 @@ class Joined:
         return tuple([self._result(v, states, outputs | gains) for v in self.run.outputs])
 
     def _tape(self, sizes: Sizes) -> Tape:
-        key = tuple([size(sizes) for size in self._sizes])
+        key = tuple([sizes[name] for name in self.layout.sizes])
         found = self._tapes.get(key)
         if found is None:
             if len(self._tapes) >= _KEPT:

@@ -26,7 +26,7 @@ from elidir.ir import (
     Tensor,
     TokenSet,
     Value,
-    varying,
+    free_symbols,
 )
 
 
@@ -87,7 +87,7 @@ class Layout:
         apart = {*self.reads, *(v for v, _ in self.gains)}
         self.stored = [v for v in run.outputs if isinstance(v.type, Tensor) and v not in apart]
         self.dies = self._last_readers()
-        self.sizes = sorted({s for d in self._dims() for s in varying(d)}, key=str)
+        self.sizes = sorted({s for d in self._dims() for s in free_symbols(d)})
 
     def _number(self) -> tuple[dict[Value, int], int]:
         """Give a slot to each input and output, and two to each state of the cache."""

@@ -19,7 +19,7 @@ import torch
 
 from elidir.backends.cpu.linear import multiply
 from elidir.backends.dtypes import torch_dtype
-from elidir.backends.executor import lower
+from elidir.backends.lowering import lower
 from elidir.backends.runtime import Session
 from elidir.backends.weights import WeightStore
 from elidir.cost_models import (

@@ -30,7 +30,7 @@ from elidir.ir import (
     Tensor,
     TokensTake,
     Value,
-    varying,
+    free_symbols,
 )
 
 ATTENDS = (Attention, ScoreAttention)
@@ -73,8 +73,8 @@ def _grows(op: Op) -> frozenset[Any]:
     """What says how much was cached before: records must not depend on it."""
     if not isinstance(op, KvAppend) or not isinstance(op.kv.type, KV):
         return frozenset()
-    given = frozenset().union(*[varying(d) for d in op.k.tensor.dims])
-    return frozenset(varying(op.kv.type.length)) - given
+    given = frozenset().union(*[free_symbols(d) for d in op.k.tensor.dims])
+    return frozenset(free_symbols(op.kv.type.length)) - given
 
 
 def _has_form(op: Op, cached: set[Value], apart: set[Value], growing: set[Any]) -> bool:
@@ -112,7 +112,7 @@ def _is_small(value: Value, growing: set[Any]) -> bool:
         return False
     dims = value.type.dims
     fixed = not value.type.dtype.is_float or (len(dims) > 0 and isinstance(dims[-1], int))
-    return fixed and len(dims) <= 4 and not any(varying(d) & growing for d in dims)
+    return fixed and len(dims) <= 4 and not any(free_symbols(d) & growing for d in dims)
 
 
 def _is_float(op: Op) -> bool:

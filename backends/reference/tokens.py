@@ -184,23 +184,26 @@ def new(op: TokensNew, weights: Weights) -> Kernel:
 
 @kernel(TokensRevive)
 def revive(op: TokensRevive, weights: Weights) -> Kernel:
-    """The highest scores of those that one state holds and the other does not; none of 0."""
-    wanted, parked_type = sizes_of(op, (op.count,)), op.parked.type
+    """The highest scores of those that one state holds and the other does not."""
+    parked_type = op.parked.type
     placed = isinstance(parked_type, KV) and parked_type.placed
 
-    def run(scores: Tensor, parked: Any, kv: PlacedState, fresh: Tokens, *sizes: int) -> Any:
-        there, (count,) = kv.holds(), wanted(sizes)
+    def run(scores: Tensor, parked: Any, kv: PlacedState, fresh: Tokens) -> Any:
+        there = kv.holds()
         past, held = there.shape[1], parked.ordinals() if placed else None
         if held is not None:  # what is of this step is behind the last of them
             there = pad(there, (0, 1), value=True).gather(1, held.clamp(max=past))
             known = parked.valid()
             there = there if known is None else there | ~known
         scores = scores[:, : there.shape[1]].masked_fill(there, -math.inf)
-        best = scores.topk(count, dim=1)
-        valid = best.values > 0
-        given = None if bool(valid.all()) else valid
-        names = best.indices if held is None else held.gather(1, best.indices)
-        return Tokens(best.indices, given), fresh.followed(names, given)
+        best = scores.topk(min(op.most, scores.shape[1]), dim=1)
+        counts = [sum(v > op.above for v in row) for row in best.values.tolist()]
+        count = max(counts)
+        slots, given = best.indices[:, :count], None
+        if min(counts) < count:
+            given = torch.arange(count) < torch.tensor(counts)[:, None]
+        names = slots if held is None else held.gather(1, slots)
+        return Tokens(slots, given), fresh.followed(names, given)
 
     return run
 

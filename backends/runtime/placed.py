@@ -173,6 +173,14 @@ class PlacedStore:
         self.dense = self.dense and (not new or bool(self.valid.narrow(1, held, new).all()))
         self.length, self._pending, self._notes, self._whole = held + new, 0, {}, True
         self._set, self.tokens = None, self.tokens + new
+        if not self.dense and self._due is None:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Drop filling, once it is a fifth of what is held: rows of a batch get unequal numbers."""
+        most = int(self.valid.narrow(1, 0, self.length).sum(1).amax())
+        if self.length > most + max(most // 4, _SLACK):
+            self.renumber(torch.arange(self.staged.positions.shape[1]).expand(self.batch, -1))
 
     def _noted(self, held: int, new: int) -> Due:
         if len(self._notes) < self.layers:

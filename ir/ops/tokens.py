@@ -264,18 +264,21 @@ class TokensNew(Op):
 class TokensRevive(Op):
     """back, going = parked tokens that come back, and these behind the tokens of a step.
 
-    Of the tokens from before the step that `parked` holds and `kv` does not, the `count` of highest
-    score come back, if it is above 0 (the auxiliary cache of LazyLLM, arXiv 2407.14057). `scores`
-    are f32[B, S'] over the slots of `parked`, which may have the step's tokens already; `back` is a
-    set of these slots. `fresh` is a set of the session's tokens, and so is `going`: `fresh`, and
-    then `back`.
+    Of the tokens from before the step that `parked` holds and `kv` does not, those come back whose
+    score is above `above`, in each row at most the `most` highest (the auxiliary cache of LazyLLM,
+    arXiv 2407.14057). How many these are, of the row that has most, is known once it has run: that
+    binds the symbol `count`. `scores` are f32[B, S'] over the slots of `parked`, which may have the
+    step's tokens already; `back` is a set of these slots. `fresh` is a set of the session's tokens,
+    and so is `going`: `fresh`, and then `back`.
     """
 
     scores: Value
     parked: Value
     kv: Value
     fresh: Value
-    count: Dim = 1
+    count: Dim
+    most: int = 1
+    above: float = 0.0
 
     def infer(self) -> tuple[Type, ...]:
         parked, kv, fresh = self.parked.type, self.kv.type, token_set(self.fresh)
@@ -286,9 +289,15 @@ class TokensRevive(Op):
         back = TokenSet(parked.batch, self.count, parked.length)
         return back, TokenSet(fresh.batch, as_dim(fresh.length + self.count), fresh.of)
 
+    def bound(self) -> dict[str, Value]:
+        return {str(self.count): self.results[0]}
+
     def verify(self) -> None:
-        if isinstance(self.count, int) and self.count < 1:
-            raise IRTypeError(f"{self.count} tokens cannot come back; it is 1 or more")
+        if not isinstance(self.count, sympy.Symbol):
+            raise IRTypeError(f"count is {self.count}; give a symbol, which the op binds")
+        if self.most < 1 or self.above < 0:
+            given = f"most={self.most} above={self.above}"
+            raise IRTypeError(f"{given} bring nothing back; most is 1 or more, above 0 or more")
 
 
 # ---- merging

@@ -6,7 +6,6 @@ Who calls this, with which values, is in `narrowing.py`; scores are the scorer's
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import sympy
 
@@ -25,8 +24,14 @@ from elidir.ir import (
     TokensWithin,
     Value,
     as_dim,
+    symbol,
 )
 from elidir.passes.token_pruning.scorers import Scorer
+
+
+def coming(group: int) -> sympy.Symbol:
+    """Return the symbol of how many tokens come back into a group of layers in a step."""
+    return symbol(f"K.{group}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class Choice:
     at_least: int
 
 
+@dataclass(frozen=True)
+class Revival:
+    """Which parked tokens come back: at most how many at a time, and above which score."""
+
+    most: int
+    above: float
+
+
 @dataclass
 class Deciding:
     """Emits the ops of one layer.
@@ -44,7 +57,7 @@ class Deciding:
     Args:
         scorer: makes scores f32[B, S + N] of all keys.
         choice: which go on; None for all.
-        revive: how many parked tokens come back at most.
+        revival: which parked ones come back; None for none.
         number: of the cut.
         given: the values of the body by name. `rows` are the wanted tokens and `fresh` the step's,
             a set of the session's; `valid` says which of them are, for a choice. `parked` keeps
@@ -53,7 +66,7 @@ class Deciding:
 
     scorer: Scorer
     choice: Choice | None
-    revive: int
+    revival: Revival | None
     number: int
     given: Mapping[str, Value]
     ops: list[Op] = field(default_factory=list)
@@ -77,11 +90,11 @@ class Deciding:
             value if at is None else self._left(value, at, found.get("chosen"))
             for value, at in zip(results, places, strict=True)
         ]
-        if not self.revive:
+        if self.revival is None:
             return left, found
         at = next(i for i, place in enumerate(places) if place is not None)
         fresh = found.get("fresh", self.given["fresh"])
-        left[at], revived = self._revived(scores, results[at], left[at], fresh)
+        left[at], revived = self._revived(self.revival, scores, results[at], left[at], fresh)
         return left, found | revived
 
     def _emit(self, op: Op) -> Value:
@@ -108,23 +121,18 @@ class Deciding:
         return value if chosen is None else self._emit(TokensTake(value, chosen, axis))
 
     def _revived(
-        self, scores: Value, rows: Value, left: Value, fresh: Value
+        self, revival: Revival, scores: Value, rows: Value, left: Value, fresh: Value
     ) -> tuple[Value, dict[str, Value]]:
         """Park all rows, and put some that were parked earlier behind those that go on."""
-        parked, behind, (batch, new, width) = (
-            self.given["parked"],
-            self.given["next"],
-            rows.tensor.dims,
-        )
+        parked, behind = self.given["parked"], self.given["next"]
+        batch, new, width = rows.tensor.dims
         keys = self._emit(Reshape(rows, (batch, 1, new, width)))
         none = self._emit(Slice(keys, axis=3, start=0, stop=0))
         longer = self._emit(
             KvAppend(parked, keys, none, self.given.get("tokens"), names=("parked",))
         )
-        step = self.given["fresh"].type.dims[1]
-        lacking = longer.type.dims[2] - step - behind.type.dims[2]  # those just brought here too
-        count: Any = sympy.Min(self.revive, lacking)
-        revive = TokensRevive(scores, longer, behind, fresh, as_dim(count), names=("back", "going"))
+        count, how = coming(self.number + 1), (revival.most, revival.above)
+        revive = TokensRevive(scores, longer, behind, fresh, count, *how, names=("back", "going"))
         back, going = self._emit(revive), revive.results[1]
         kept = self._emit(KvRead(longer))
         kept = self._emit(Reshape(kept, (batch, longer.type.dims[2], width)))

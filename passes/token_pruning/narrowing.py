@@ -3,7 +3,7 @@
 Layers between two cuts are a *group* over the same tokens. Group 0 holds all and shares positions
 and mask with the caller; the states of group g keep their own, and hold `S.g` tokens. `Narrowing`
 writes two programs over such states: the step that drops nothing, and with a `Choice` the one that
-reads a prompt and drops tokens of it before each cut. With `revive` both bring some of the dropped
+reads a prompt and drops tokens of it before each cut. With a `Revival` both bring some of them
 back. What a layer before a cut decides is in `deciding.py`, whether it may the pass's affair.
 """
 
@@ -39,7 +39,7 @@ from elidir.ir import (
     symbol,
 )
 from elidir.passes.sizes import resized, with_sizes
-from elidir.passes.token_pruning.deciding import Choice, Deciding
+from elidir.passes.token_pruning.deciding import Choice, Deciding, Revival
 from elidir.passes.token_pruning.scorers import Scorer
 
 N, S, P = symbol("N"), symbol("S"), symbol("P")
@@ -93,14 +93,14 @@ class Narrowing:
         cuts: the layers before which tokens are dropped, rising, none the first.
         scorer: what tokens are chosen by.
         choice: which of a step's tokens go on.
-        revive: how many of those that were dropped come back at each cut.
+        revival: which of those that were dropped come back; None for none.
     """
 
     step: Region
     cuts: Sequence[int]
     scorer: Scorer
     choice: Choice | None = None
-    revive: int = 0
+    revival: Revival | None = None
     front: list[Op] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     known: set[Value] = field(default_factory=set)
@@ -117,7 +117,7 @@ class Narrowing:
         new = P if self.choice else N
         values = {p: self._param(p, {N: new}) for p in self.step.params}
         valid = Value(Tensor((values[self.named["ids"]].type.dims[0], new), DType.BOOL), "valid")
-        self.parked = self._parking() if self.revive else []
+        self.parked = self._parking() if self.revival else []
         params = list(values.values())
         last = max(i for i, p in enumerate(params) if isinstance(p.type, KV))
         params[last + 1 : last + 1] = self.parked
@@ -140,7 +140,7 @@ class Narrowing:
 
     @property
     def _decides(self) -> bool:
-        return self.choice is not None or self.revive > 0
+        return self.choice is not None or self.revival is not None
 
     def _param(self, old: Value, sizes: Mapping[sympy.Expr, Dim]) -> Value:
         if not isinstance(old.type, KV):
@@ -190,7 +190,7 @@ class Narrowing:
             return made
         state = isinstance(old.type, KV)
         cached_too = not state and any("S" in free_symbols(d) for d in old.type.dims)
-        if cached_too or (self.revive and N in old.type.dims):
+        if cached_too or (self.revival and N in old.type.dims):
             return self._remade(old, group)
         before = self.at(old, group.number - 1)
         last = self.groups[group.number - 1]
@@ -205,13 +205,13 @@ class Narrowing:
         """Return what stands for a parameter that says where tokens are, None for other values."""
         assert group.state is not None
         if old is self.named["mask"]:
-            tokens = group.tokens if self.revive else None
+            tokens = group.tokens if self.revival else None
             return self._emit(MaskState(group.mask, group.state, tokens), early=True).results[0]
         if old is self.named["kpos"]:
             held = self._emit(KvPositions(group.state), early=True).results[0]
             pos = self.at(self.named["pos"], group.number)
             return self._emit(Concat((held, pos), axis=1), early=True).results[0]
-        if old is self.named["pos"] and self.revive and group.tokens is not None:
+        if old is self.named["pos"] and self.revival and group.tokens is not None:
             return self._emit(TokensTake(self.at(self.named["kpos"], 0), group.tokens)).results[0]
         if old is self.named["rows"] and group.inner is not None:
             before = self.at(old, group.number - 1)
@@ -254,7 +254,7 @@ class Narrowing:
         if self.choice:
             group.valid = group.valid or self._emit(TokensValid(group.fresh)).results[0]
             found["valid"] = group.valid
-        if self.revive:
+        if self.revival:
             found["parked"] = self.parked[group.number]
             found["next"] = self._state(group.number + 1)
         return found
@@ -273,10 +273,10 @@ class Narrowing:
             new.inner, new.fresh = inner, found["fresh"]
             new.mask = self._emit(MaskKeep(last.mask, inner)).results[0]
         if found:
-            tokens = found["tokens"] if self.revive else found["fresh"]
+            tokens = found["tokens"] if self.revival else found["fresh"]
             new.tokens, new.sizes = tokens, {N: tokens.type.dims[1], S: cached(number)}
             new.values = {v: r for v, r in results.items() if new.axis(r) is not None}
-        if self.revive:
+        if self.revival:
             self.parked[last.number] = found["parked"]
         self.groups.append(new)
         # The mask first: what is made anew of positions is then in one run with the layers.
@@ -304,7 +304,7 @@ class Narrowing:
             ops = self._inner(body.region, values, given.get("tokens"), group)
             results, found = [values[r] for r in body.region.results], dict[str, Value]()
             if decides:
-                deciding = Deciding(self.scorer, self.choice, self.revive, group.number, given)
+                deciding = Deciding(self.scorer, self.choice, self.revival, group.number, given)
                 results, found = deciding.of(results, ops, group.axis)
             region = Region(tuple(params), tuple(ops), (*results, *found.values()))
             self.bodies[key] = make_body(f"{body.name}.{group.number}", region), tuple(found)

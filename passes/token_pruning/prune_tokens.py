@@ -17,7 +17,7 @@ from elidir.passes.gain import Gain
 from elidir.passes.observed import ATTENTION_LOST
 from elidir.passes.options import Range
 from elidir.passes.registry import register
-from elidir.passes.token_pruning.deciding import Choice
+from elidir.passes.token_pruning.deciding import Choice, Revival, coming
 from elidir.passes.token_pruning.narrowing import Narrowing, NarrowingError, cached
 from elidir.passes.token_pruning.placing import left, place
 from elidir.passes.token_pruning.scorers import SCORERS
@@ -38,8 +38,9 @@ class PruneTokens(Pass):
     tokens or fewer is left whole, and no fewer ever go on. The last token always goes on, and
     positions stay what they were.
 
-    Dropped tokens are parked: in each step, at each cut, the `revive` of them that the wanted
-    tokens attend to most come back, to go through the later layers once.
+    Dropped tokens are parked: in each step, at each cut, those come back that get more than `above`
+    of the wanted tokens' attention, the `revive` highest at most, to go through the later layers
+    once.
 
     Before: `@step` over N new tokens. After: `@step` drops nothing but takes states of their own
     length for the later layers, and `@prefill` reads a prompt: with `%t = score.attention ..` and
@@ -60,7 +61,8 @@ class PruneTokens(Pass):
     at: tuple[Annotated[int, Range(ge=1)], ...] | None = None
     work: Annotated[float, Range(ge=0.05, le=1)] | None = None
     at_least: Annotated[int, Range(ge=1)] = 448
-    revive: Annotated[int, Range(ge=0)] = 2
+    revive: Annotated[int, Range(ge=0)] = 8
+    above: Annotated[float, Range(ge=0, le=1)] = 0.004
     scorer: Literal["last-row"] = "last-row"
     force: bool = False
 
@@ -90,7 +92,8 @@ class PruneTokens(Pass):
         except NarrowingError as error:
             cx.missed("@step", error.message)
             return cx.unchanged()
-        new = replace(module, symbols=module.symbols | self._symbols(module, cuts))
+        back = len(functions[0].region.params) > len(step.params)
+        new = replace(module, symbols=module.symbols | self._symbols(module, cuts, back))
         for function in functions:
             new = new.with_function(function)
         new = move_gathers(sweep(new), cx)
@@ -106,17 +109,17 @@ class PruneTokens(Pass):
     ) -> list[Function]:
         """Return `@step` and `@prefill`; what stands in the way of a revival is a remark."""
 
-        def written(revive: int) -> list[Function]:
-            whole = Narrowing(step, cuts, scorer, revive=revive).function("step")
-            return [whole, Narrowing(step, cuts, scorer, choice, revive).function("prefill")]
+        def written(revival: Revival | None) -> list[Function]:
+            whole = Narrowing(step, cuts, scorer, revival=revival).function("step")
+            return [whole, Narrowing(step, cuts, scorer, choice, revival).function("prefill")]
 
         scorer = SCORERS[self.scorer]
         try:
-            return written(self.revive)
+            return written(Revival(self.revive, self.above) if self.revive else None)
         except NarrowingError as error:
             if self.revive:
                 cx.missed("@step", f"what is dropped does not come back: {error.message}")
-        return written(0)
+        return written(None)
 
     def _cuts(self, layers: int, cx: Context) -> tuple[int, ...]:
         """Return the layers to prune before; raises `PipelineError` where there are none such."""
@@ -154,16 +157,15 @@ class PruneTokens(Pass):
         cx.applied("", f"calibrated: {share:.0%} of the layers' work, {lost:.1%} of attention lost")
         return cuts
 
-    def _symbols(self, module: Module, cuts: tuple[int, ...]) -> dict[str, Symbol]:
-        bound = module.symbols["N"].hi
-        groups = range(1, len(cuts) + 1)
-        return {
-            "P": Symbol(self.at_least + 1, bound, "tokens of a prompt"),
-            **{
-                str(cached(g)): Symbol(0, bound, f"tokens cached from layer {cuts[g - 1]} on")
-                for g in groups
-            },
-        }
+    def _symbols(self, module: Module, cuts: tuple[int, ...], back: bool) -> dict[str, Symbol]:
+        bound, found = module.symbols["N"].hi, dict[str, Symbol]()
+        found["P"] = Symbol(self.at_least + 1, bound, "tokens of a prompt")
+        for group, cut in enumerate(cuts, 1):
+            found[str(cached(group))] = Symbol(0, bound, f"tokens cached from layer {cut} on")
+            if back:
+                origin = f"tokens that come back at layer {cut}"
+                found[str(coming(group))] = Symbol(0, self.revive, origin, usual=1)
+        return found
 
 
 def _obstacle(step: Region, layers: list[Layer]) -> str:

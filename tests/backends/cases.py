@@ -1036,7 +1036,7 @@ def tokens_new(b: Bench) -> Any:
     )
 
 
-@case(TokensRevive, "whole", "placed", "none")
+@case(TokensRevive, "whole", "above", "placed")
 def tokens_revive(b: Bench, parked: str) -> Any:
     """Of tokens 0 to 5 the state lacks 1, 2, 3 and 5; a placed one parks 0, 2 and 4."""
     batch = b.size("B")
@@ -1051,11 +1051,15 @@ def tokens_revive(b: Bench, parked: str) -> Any:
         k, v = torch.randn(batch, 2, 8, 4), torch.randn(batch, 2, 8, 3)
         held, slots = b.state(kind, FunctionalKV(k, v)), {1: 1, 2: 2, 3: 3, 5: 5}
     scores = b.x("B", 8 if slots else 3, dtype=DType.F32)
-    best = [sorted(slots, key=lambda s: -row[s])[:2] for row in b[scores].tolist()]
-    lines = zip(best, b[scores].tolist(), strict=True)
-    known = [[s if row[s] > 0 else -1 for s in two] for two, row in lines]
-    back = known if slots else [[-1, -1]] * batch
-    return TokensRevive(scores, held, behind, fresh, 2), (back, [[7, *row] for row in back])
+    above = 0.5 if parked == "above" else 0.0
+    best = [
+        [s for s in sorted(slots, key=lambda s: -row[s])[:2] if row[s] > above]
+        for row in b[scores].tolist()
+    ]
+    most = max(map(len, best))
+    back = [row + [-1] * (most - len(row)) for row in best]
+    op = TokensRevive(scores, held, behind, fresh, dim("K"), 2, above)
+    return op, (back, [[7, *row] for row in back])
 
 
 @case(TokensSelect, "few", "all", "at-least")

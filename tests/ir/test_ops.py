@@ -12,7 +12,7 @@ import pytest
 from elidir import ir
 from elidir.ir import OPS, DType, IRTypeError, Op, Tensor, Value, Weight, symbol
 
-B, T, S = symbol("B"), symbol("T"), symbol("S")
+B, C, T, S = (symbol(name) for name in "BCTS")
 F32, I64 = DType.F32, DType.I64
 
 
@@ -124,8 +124,8 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "tokens.find": (lambda: ir.TokensFind(SET, ROWS), "i64[B, 3]"),
     "tokens.new": (lambda: ir.TokensNew(IDS, S), "tokens<B, T, S + T>"),
     "tokens.revive": (
-        lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, 2),
-        "tokens<B, 2, S>, tokens<B, 5, T>",
+        lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, C, 2, 0.1),
+        "tokens<B, K, S>, tokens<B, K + 3, T>",
     ),
     "tokens.match": (
         lambda: ir.TokensMatch(X, IDS, 0.3, 1),
@@ -310,9 +310,10 @@ BAD: list[tuple[str, Callable[[], Op], str]] = [
     ("tokens.merge", lambda: ir.TokensMerge(X, IDS, ROWS, IDS), "not of the tokens of"),
     ("tokens.merge", lambda: ir.TokensMerge(X, SCORES, IDS, IDS), "not of the tokens of"),
     ("tokens.new", lambda: ir.TokensNew(X, S), "needs positions [B, N]"),
-    ("tokens.revive", lambda: ir.TokensRevive(v(B, S), OWN, KV, SET), "it must be placed"),
-    ("tokens.revive", lambda: ir.TokensRevive(v(B, T), KV, OWN, SET), "not one for each slot of"),
-    ("tokens.revive", lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, 0), "it is 1 or more"),
+    ("tokens.revive", lambda: ir.TokensRevive(v(B, S), OWN, KV, SET, C), "it must be placed"),
+    ("tokens.revive", lambda: ir.TokensRevive(v(B, T), KV, OWN, SET, C), "not one for each slot"),
+    ("tokens.revive", lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, 2), "give a symbol"),
+    ("tokens.revive", lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, C, 0), "bring nothing back"),
     ("tokens.select", lambda: ir.TokensSelect(X, VALID, ROWS), "needs scores [B, N]"),
     ("tokens.select", lambda: ir.TokensSelect(v(B, S), VALID, ROWS), "but valid is"),
     ("tokens.select", lambda: ir.TokensSelect(SCORES, VALID, v(1, 3)), "name tokens of each row"),

@@ -3,7 +3,7 @@
 import pytest
 
 from elidir.backends.runtime import Rows
-from elidir.cost_models import Request, decode, waterfall
+from elidir.cost_models import Request, decode, prefill, waterfall
 from elidir.ir import Module
 from elidir.passes import Pipeline
 from tests.frontends.families import family
@@ -35,7 +35,11 @@ def test_what_a_state_holds_after_a_prompt_is_what_the_cost_model_says() -> None
     made = Pipeline.parse("lossless").run(made).module
     talk = session(known, made)
     talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
+    (_, kept) = talk.stats.layer_tokens
     talk.feed(tokens(1, 1))
-    phase = decode(made, Request(prompt=LENGTH), LENGTH + 1)
-    held = [n for name, n in phase.bindings.items() if name.startswith("S.")]
-    assert held == talk.stats.layer_tokens[1:]
+    (_, held) = talk.stats.layer_tokens
+    asked = Request(prompt=LENGTH, bindings={"K.1": held - kept - 1})
+    assert decode(made, asked, LENGTH).bindings["S.1"] == kept
+    assert decode(made, asked, LENGTH + 1).bindings["S.1"] == held
+    assert decode(made, Request(prompt=LENGTH), LENGTH + 1).bindings["S.1"] == kept + 1 + 1
+    assert prefill(made, Request(prompt=LENGTH)).bindings["K.1"] == 0

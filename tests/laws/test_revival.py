@@ -15,7 +15,13 @@ from elidir.passes.token_pruning.prune_tokens import PruneTokens
 from tests.laws.test_laws import tokens
 
 LENGTH, LAYERS, AT_LEAST = 40, 5, 3
-CASES = [((3,), (0.2,), 1), ((3,), (0.2,), 4), ((1, 3), (0.5, 0.3), 2), ((1, 2, 4), (0.6,) * 3, 1)]
+CASES = [
+    ((3,), (0.2,), 1, 0.0),
+    ((3,), (0.2,), 4, 0.0),
+    ((3,), (0.2,), 4, 0.04),
+    ((1, 3), (0.5, 0.3), 2, 0.0),
+    ((1, 2, 4), (0.6,) * 3, 8, 0.03),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,7 @@ class ByHand:
     cuts: tuple[int, ...]
     keep: tuple[float, ...]
     revive: int
+    above: float = 0.0
     length: int = 0
     came: list[dict[int, Tensor]] = field(default_factory=lambda: [{} for _ in range(LAYERS)])
     parked: list[dict[int, Tensor]] = field(default_factory=lambda: [{} for _ in range(LAYERS)])
@@ -97,13 +104,17 @@ class ByHand:
             order = sorted(new[:-1], key=lambda p: -scores[p])
             left = sorted([*order[: count - 1], new[-1]])
         gone = [p for p in parked if p < self.start and p not in self.came[number + 1]]
-        back = sorted(gone, key=lambda p: -scores[p])[: self.revive]
+        back = [p for p in sorted(gone, key=lambda p: -scores[p]) if scores[p] > self.above]
+        back = back[: self.revive]
         return {p: parked[p] for p in [*left, *back]}, left
 
 
-def compiled(model: Any, cuts: Any, keep: Any, revive: int, least: int = AT_LEAST) -> Any:
+def compiled(
+    model: Any, cuts: Any, keep: Any, revive: int, above: float = 0.0, least: int = AT_LEAST
+) -> Any:
     """The model with prune-tokens."""
-    prune = PruneTokens(keep=keep, at=cuts, revive=revive, at_least=least, force=True)
+    back = {"revive": revive, "above": above}
+    prune = PruneTokens(keep=keep, at=cuts, at_least=least, force=True, **back)
     return elidir.compile(model, pipeline=Pipeline((prune, *Pipeline.parse("lossless").steps)))
 
 
@@ -114,11 +125,12 @@ def opened(fast: Any, batch: int = 1) -> Session:
     )
 
 
-@pytest.mark.parametrize(("cuts", "keep", "revive"), CASES)
+@pytest.mark.parametrize(("cuts", "keep", "revive", "above"), CASES)
 def test_it_is_lazyllm_with_its_auxiliary_cache(
-    model: Any, cuts: tuple[int, ...], keep: tuple[float, ...], revive: int
+    model: Any, cuts: tuple[int, ...], keep: tuple[float, ...], revive: int, above: float
 ) -> None:
-    talk, hand = opened(compiled(model, cuts, keep, revive)), ByHand(model, cuts, keep, revive)
+    talk = opened(compiled(model, cuts, keep, revive, above))
+    hand = ByHand(model, cuts, keep, revive, above)
     feeds = [(LENGTH, True), *[(1, False)] * 6, (3, False), (12, True), (1, False)]
     for seed, (count, prompt) in enumerate(feeds):
         ids = tokens(1, count, seed=seed)
@@ -127,6 +139,19 @@ def test_it_is_lazyllm_with_its_auxiliary_cache(
         found = talk.feed(ids, rows=Rows.LAST if prompt else Rows.ALL)[0, -1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert talk.stats.layer_tokens == hand.given
+
+
+def test_what_gets_too_little_attention_stays_away(model: Any) -> None:
+    """The more, the higher the bar is; above all of it nothing comes back."""
+    given = []
+    for above in (0.0, 0.04, 1.0):
+        talk = opened(compiled(model, (3,), (0.2,), 4, above))
+        talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
+        for seed in range(4):
+            talk.feed(tokens(1, 1, seed=seed))
+        given.append(talk.stats.layer_tokens[-1])
+    assert given[0] == LENGTH // 5 + 4 * 5
+    assert given[0] > given[1] > given[2] == LENGTH // 5 + 4
 
 
 def test_each_token_goes_through_each_layer_once_until_none_is_left(model: Any) -> None:
@@ -142,15 +167,20 @@ def test_each_token_goes_through_each_layer_once_until_none_is_left(model: Any) 
 
 
 @pytest.mark.parametrize(
-    ("cuts", "keep", "revive", "least"),
-    [((2,), (0.3,), 2, 3), ((2,), (0.2,), 2, 12), ((1, 3), (0.5, 0.3), 8, 3)],
-    ids=["filled", "whole", "two cuts"],
+    ("cuts", "keep", "revive", "above", "least"),
+    [
+        ((2,), (0.3,), 2, 0.0, 3),
+        ((2,), (0.2,), 2, 0.0, 12),
+        ((1, 3), (0.5, 0.3), 8, 0.0, 3),
+        ((1, 3), (0.5, 0.3), 8, 0.04, 3),
+    ],
+    ids=["filled", "whole", "two cuts", "unequal"],
 )
 def test_rows_of_a_batch_get_back_what_they_get_alone(
-    model: Any, cuts: Any, keep: Any, revive: int, least: int
+    model: Any, cuts: Any, keep: Any, revive: int, above: float, least: int
 ) -> None:
     """With `least` both rows keep as many, so that no slot is filling before a row has all back."""
-    fast, ids = compiled(model, cuts, keep, revive, least), tokens(2, LENGTH)
+    fast, ids = compiled(model, cuts, keep, revive, above, least), tokens(2, LENGTH)
     valid = torch.ones(2, LENGTH, dtype=torch.bool)
     valid[1, : LENGTH // 2] = False
     feeds = [tokens(2, 1, seed=i) for i in range(20)]
@@ -199,3 +229,17 @@ def test_a_row_that_only_waits_gets_nothing_back(model: Any) -> None:
         both.feed(tokens(2, 1, seed=seed), waits)
     found, last = both.feed(tokens(2, 1, seed=5)), tokens(2, 1, seed=5)[1:]
     torch.testing.assert_close(found[1:], alone.feed(last), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_get_some_back_in_turn_do_not_hold_filling_for_ever(model: Any) -> None:
+    fast, ids, turns = compiled(model, (2,), (0.2,), 8), tokens(2, 120), 20
+    both, alone = opened(fast, 2), opened(fast)
+    both.feed(ids, rows=Rows.LAST)
+    alone.feed(ids[:1], rows=Rows.LAST)
+    for seed in range(turns):
+        new = tokens(2, 1, seed=seed)
+        found = both.feed(new, torch.tensor([[seed % 2 == 0], [seed % 2 == 1]]))
+        if seed % 2 == 0:
+            torch.testing.assert_close(found[:1], alone.feed(new[:1]), atol=1e-5, rtol=1e-5)
+    (length,) = {store.length for store in both.cache.placed.values()} - {120 + turns}
+    assert length < 24 + turns * 9
