@@ -2,9 +2,9 @@
 
 `python -m benchmarks.composition` writes `docs/composition.md`. A pair composes or says why not.
 Quality is KL in nats from the original on windows of a text, read through the cache: `--text FILE`,
-else the bundled one. Time is that of a prompt of 2,000 tokens and of a token behind it, as shares
-of the preset `lossless`: as predicted for some targets, and as measured here, in turns. What acts
-on encoders or image towers alone stands in no pair.
+else the bundled one. Time is that of 2,000 tokens of it and of a token behind them, as shares of
+the preset `lossless`: as predicted for some targets, and as measured here, in turns. What acts on
+encoders or image towers alone stands in no pair.
 """
 
 import argparse
@@ -37,7 +37,7 @@ IDENTITY = {
     "evict-kv": "evict-kv{keep=1.0 force=true}",
 }
 TARGETS = ("a100-80g", "p40", "cpu")
-PROMPT, DECODED, TURNS, WINDOW, WINDOWS = 2000, 16, 3, 1024, 2
+PROMPT, DECODED, TURNS, WINDOW, WINDOWS = 2000, 32, 3, 1024, 2
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "composition.md"
 PROLOGUE = """# Composition
 
@@ -51,10 +51,10 @@ alone.
   none.
 - **KL**: nats from the original on {text}, read through the
   cache, with the 95 % interval.
-- **prefill, decode**: of a prompt of 2,000 tokens and of one token behind it, as shares of the
-  preset `lossless`; predicted for three targets, then measured on this machine, both in turns in
-  one process. The weights of `lossless` are the file's blocks of four bits, so that a token reads
-  fewer bytes with them than in int8.
+- **prefill, decode**: of a prompt of 2,000 tokens of it and of one token behind them, as shares
+  of the preset `lossless`; predicted for three targets, then measured on this machine, both in
+  turns in one process. The weights of `lossless` are the file's blocks of four bits, so that a
+  token reads fewer bytes with them than in int8.
 
 """
 EPILOGUE = """
@@ -115,21 +115,21 @@ def predicted(dense: elidir.Compiled, made: elidir.Compiled, target: str) -> str
     return f"x{prefill:.2f}, x{new.decode_seconds / old.decode_seconds:.2f}"
 
 
-def measured(models: Sequence[LanguageModel]) -> str:
+def measured(models: Sequence[LanguageModel], text: Sequence[int]) -> str:
     """Return the shares that the second of two models takes of the first's time."""
-    turns = [[timed(model) for model in models] for _ in range(TURNS)]
+    turns = [[timed(model, text) for model in models] for _ in range(TURNS)]
     prefill, decode = (median(new[i] / old[i] for old, new in turns) for i in range(2))
     return f"x{prefill:.2f}, x{decode:.2f}"
 
 
-def timed(model: LanguageModel) -> tuple[float, float]:
-    """Return the seconds of a prompt and of some tokens behind it."""
-    ids = prompt(PROMPT)
+def timed(model: LanguageModel, text: Sequence[int]) -> tuple[float, float]:
+    """Return the seconds of a text's beginning as a prompt, and of some tokens behind it."""
+    ids = torch.tensor([text[:PROMPT]])
     talk, start = opened(model, ids), time.perf_counter()
     talk.feed(ids, rows=Rows.LAST)
     read = time.perf_counter()
-    for token in range(DECODED):
-        talk.feed([[token + 5]], rows=Rows.LAST)
+    for token in text[PROMPT : PROMPT + DECODED]:
+        talk.feed([[token]], rows=Rows.LAST)
     return read - start, time.perf_counter() - read
 
 
@@ -143,7 +143,8 @@ def row(names: tuple[str, ...], dense: elidir.Compiled, text: str) -> Row:
         weakest = compiled([IDENTITY[n] for n in names]).language_model()
         identity = f"{(answered(models[0]) - answered(weakest)).abs().max():.1e}"
     kl = str(made.quality(text, window=WINDOW, most=WINDOWS).kl)
-    shares = (*(predicted(dense, made, t) for t in TARGETS), measured(models))
+    ids = dense.tokenizer.encode(text)
+    shares = (*(predicted(dense, made, t) for t in TARGETS), measured(models, ids))
     return Row(names, "; ".join(missed), identity, kl, shares)
 
 
