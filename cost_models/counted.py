@@ -13,6 +13,7 @@ from elidir.cost_models.phases import (
     Line,
     Phase,
     Request,
+    decode,
     evaluate_lines,
     has_cache,
     lines,
@@ -90,9 +91,13 @@ class Costing:
         work = sum_work(w for line in self.lines for w in line.works)
         entries = (work.total_flops, work.total_bytes, work.launches)
         used = set().union(*(free_symbols(d) for d in entries))
-        first = prefill(self.module, self.request)
-        for name in sorted(used & first.guessed):
-            yield f"{name} = {first.bindings[name]}, as long as the prompt: else give bindings"
+        asked = self.request
+        phases = prefill(self.module, asked), decode(self.module, asked, asked.cached)
+        sizes = {name: phase.bindings[name] for phase in phases for name in phase.guessed}
+        for name in sorted(used & sizes.keys()):
+            usual = self.module.symbols[name].usual
+            why = "as long as the prompt" if usual is None else "as is usual"
+            yield f"{name} = {sizes[name]}, {why}: else give bindings"
 
 
 def _line_cost(line: Line, model: Model) -> Cost:

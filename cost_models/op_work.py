@@ -275,13 +275,15 @@ def attention(op: Attention, s: Sizes) -> Work:
 @work(ScoreAttention)
 def score_attention(op: ScoreAttention, s: Sizes) -> Work:
     """Q k^T for the queries that decide, the softmax, and the sum: nothing is mixed."""
-    batch, heads, rows, width = op.q.tensor.dims
-    rows = rows if op.rows is None else op.rows.tensor.dims[1]
+    batch, heads, new, width = op.q.tensor.dims
+    rows = new if op.rows is None else op.rows.tensor.dims[1]
     pairs = batch * heads * rows * op.k.tensor.dims[2]
     noise = 0 if op.seed is None else NOISE_FLOPS
     extra = 1 + noise + (op.bias is not None) + 3 * (op.softcap is not None)
     flops = s.matrix(2 * pairs * width, op.q)
-    return s.traffic(op) + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
+    read = s.reads(op.k, op.rows) + s.reads(op.q, op.mask, op.bias) * (sympy.sympify(rows) / new)
+    moved = read + s.loads(op.sinks) + s.writes(op.result) + Work(launches=1)
+    return moved + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
 
 
 # ---- state

@@ -30,6 +30,7 @@ from elidir.ir import (
     Symbol,
     Value,
     format_dim,
+    free_symbols,
     resolve,
     symbol,
 )
@@ -64,7 +65,8 @@ class Request:
     """What is asked of the model: rows, tokens of the prompt and new ones, and the context.
 
     `context` is how many tokens are cached when a decoded token is costed; the prompt by default.
-    `bindings` gives values to symbols beyond B, T, N, S and R; they are as long as the prompt else.
+    `bindings` gives values to symbols beyond B, T, N, S and R; else they are what is usual of them,
+    or as long as the prompt.
     """
 
     batch: int = 1
@@ -122,10 +124,19 @@ def _tokens(function: Function) -> str:
 def _step(
     name: str, module: Module, request: Request, function: Function, *, new: int, cached: int
 ) -> Phase:
-    sizes = {"S": cached, "R": 1, **_held(module, request, cached)}
-    sizes |= {} if cached else _first(module)
-    sizes |= _axes(function, request.batch, new)
-    return _phase(name, module, function, request, sizes)
+    held = _held(module, request, cached)
+    coming = _coming(module, held, cached)
+    sizes = {"S": cached, "R": 1, **held, **coming, **_axes(function, request.batch, new)}
+    found = _phase(name, module, function, request, sizes)
+    assumed = {n for n, size in coming.items() if size and n not in request.bindings}
+    return replace(found, guessed=found.guessed | assumed)
+
+
+def _coming(module: Module, held: Mapping[str, int], cached: int) -> dict[str, int]:
+    """Return how many tokens come back into placed states: as is usual, but no more than lack."""
+    usual = {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
+    pairs = [(name, n) for name, to in _placed(module["step"], {}) for n in free_symbols(to)]
+    return {n: min(usual[n], cached - held[name]) for name, n in pairs if n in usual}
 
 
 def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
@@ -137,17 +148,12 @@ def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     reader, step = _reader(module, prompt), module["step"]
     usual = {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
     known = {n: request.bindings.get(n, size) for n, size in usual.items()}
-    first, later = _placed(reader, _first(module)), _placed(step, known)
+    first, later = _placed(reader, dict.fromkeys(usual, 0)), _placed(step, known)
     held = _after(first, _tokens(reader))({name: 0 for name, _ in first}, 0, prompt)
     grown = _after(later, _tokens(step))
     for past in range(prompt, cached):
         held = grown(held, past, 1)
     return held
-
-
-def _first(module: Module) -> dict[str, int]:
-    """Return what ops bind in a session's first step, when there is nothing to come back: least."""
-    return {n: s.lo for n, s in module.symbols.items() if s.usual is not None}
 
 
 @cache
@@ -299,7 +305,8 @@ def evaluate_lines(items: Iterable[Line], phase: Phase) -> list[Line]:
 
 def describe_sizes(phase: Phase) -> str:
     """Return the sizes of a phase for a reader: `B=1, N=1, S=512`."""
-    used = {s for p in phase.function.region.params for d in p.type.dims for s in _names(d)}
+    region = phase.function.region
+    used = {s for v in (*region.params, *region.results) for d in v.type.dims for s in _names(d)}
     return ", ".join(f"{n}={v}" for n, v in phase.bindings.items() if n in used)
 
 

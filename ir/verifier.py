@@ -105,6 +105,29 @@ def _symbols(module: Module) -> Iterator[Finding]:
             yield op, f"{name} uses the undeclared symbol {unknown}{hint}"
 
 
+def _bindings(module: Module) -> Iterator[Finding]:
+    """Yield symbols that an op binds a second time, or that are used before."""
+    for function in module.functions.values():
+        ops = list(_in_order(function.region))
+        bound = {name for op in ops for name in op.bound()}
+        known = {n for p in function.region.params for d in p.type.dims for n in free_symbols(d)}
+        for op in ops if bound else ():
+            for name in op.bound().keys() & known:
+                yield op, f"binds {name}, which is known in @{function.name} before; use another"
+            known.update(op.bound())
+            dims = (d for r in op.results for d in r.type.dims)
+            for name in sorted({n for d in dims for n in free_symbols(d)} & bound - known):
+                yield op, f"has a size of {name} in @{function.name} before an op binds it"
+
+
+def _in_order(region: Region) -> Iterator[Op]:
+    """Yield all ops, those of a layer's body before the layer."""
+    for op in region.ops:
+        if isinstance(op, Layer):
+            yield from op.body.region.ops
+        yield op
+
+
 def _dims(region: Region) -> Iterator[tuple[Op | None, Dim]]:
     """Yield the dimensions of parameters, of results and in attributes, numbers left out."""
     yield from ((None, d) for p in region.params for d in _symbolic(p.type.dims))
@@ -218,6 +241,7 @@ COMMON = (
     _nesting,
     _dominance,
     _own_rules,
+    _bindings,
     _bounds,
     _symbols,
     _body_weights,

@@ -398,6 +398,7 @@ def attending(
         "number": op.scale,
         "limit": op.softcap or 0.0,
         "weight": sinks,
+        "inner": -1,  # queries that a score is of: all
     }
 
 

@@ -27,7 +27,7 @@ from elidir.backends.weights import Weights
 from elidir.ir import KV, Mask, TokenSet, Value, as_dim
 
 Words = tuple[int, int, int, int, int]  # of a slot: address, three strides, length
-_KEPT = 16  # sizes whose records are kept
+_KEPT = 64  # sizes whose records are kept
 
 _compiled = cache(compile_dim)
 
@@ -78,7 +78,7 @@ class Joined:
         found = self._tapes.get(key)
         if found is None:
             if len(self._tapes) >= _KEPT:
-                self._tapes.clear()
+                del self._tapes[next(iter(self._tapes))]
             made = self.layout.make(lambda d: _compiled(d)(sizes), self.weights)
             found = self._tapes[key] = made
         return found

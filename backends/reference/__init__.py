@@ -25,7 +25,7 @@ from elidir.backends.reference.elementwise import UNARY
 from elidir.backends.reference.int8 import ZERO_POINT, quantizer
 from elidir.backends.reference.opaque import decode_args, encode_args
 from elidir.backends.reference.registry import KERNELS
-from elidir.backends.reference.state import FunctionalKV
+from elidir.backends.reference.state import FunctionalKV, PlacedFunctionalKV
 from elidir.backends.weights import Weights
 from elidir.ir import Op
 
@@ -53,6 +53,7 @@ __all__ = [
     "UNARY",
     "ZERO_POINT",
     "FunctionalKV",
+    "PlacedFunctionalKV",
     "ReferenceBackend",
     "attention_weights",
     "decode_args",

@@ -167,7 +167,8 @@ class PlacedStore:
         """
         held, new = self.length, self._pending
         if new and not self._whole and not self._notes:
-            new = int(self.valid.narrow(1, held, new).any(0).nonzero().amax()) + 1
+            used = self.valid.narrow(1, held, new).any(0).nonzero()
+            new = int(used[-1]) + 1 if len(used) else 0
         if self._notes:
             self._due = self._noted(held, new)
         self.dense = self.dense and (not new or bool(self.valid.narrow(1, held, new).all()))

@@ -7,16 +7,17 @@ it after each exact pass. Only the reference backend runs here; speed does not m
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from elidir.backends import WeightStore, lower, torch_dtype
-from elidir.backends.reference import FunctionalKV
+from elidir.backends.reference import FunctionalKV, PlacedFunctionalKV
 from elidir.ir import (
     KV,
+    Dim,
     DType,
     Embed,
     Entry,
@@ -26,6 +27,7 @@ from elidir.ir import (
     Symbol,
     Value,
     evaluate,
+    format_dim,
 )
 from elidir.passes import Instrument, Invariant, Pass, PassResult, Pipeline
 
@@ -67,6 +69,7 @@ class Feed:
             rows, length = self.ids.shape
             made |= {"B": rows, "T": length, "N": length, "R": length}
         made["S"] = self.cached
+        made |= dict.fromkeys(map(format_dim, _placed(self.module)), self.cached)
         others = {n: s for n, s in self.module.symbols.items() if n not in made}
         return made | {name: _within(symbol) for name, symbol in others.items()}
 
@@ -74,7 +77,7 @@ class Feed:
         generator = _generator(param.name, self.seed)
         shape = [evaluate(d, self.sizes) for d in param.type.dims]
         if isinstance(param.type, KV):
-            return _filled(param.type, shape, generator)
+            return self._filled(param.type, shape, generator)
         if isinstance(param.type, Mask):
             return _causal(shape, self.cached)
         dtype = param.type.dtype
@@ -83,6 +86,16 @@ class Feed:
         if dtype.is_float:
             return torch.randn(shape, generator=generator).to(torch_dtype(dtype))
         return self._integers(param.name, shape, generator)
+
+    def _filled(self, kv: KV, shape: list[int], generator: torch.Generator) -> FunctionalKV:
+        """Return a state of random tokens; a placed one has the first of the session."""
+        *rows, key_dim, value_dim = shape
+        dtype, drawn = torch_dtype(kv.dtype), {"generator": generator}
+        k, v = (torch.randn(*rows, width, **drawn).to(dtype) for width in (key_dim, value_dim))
+        if not kv.placed:
+            return FunctionalKV(k, v)
+        numbers = torch.arange(k.shape[2]).expand(len(k), -1)
+        return PlacedFunctionalKV(k, v, numbers, self.cached)
 
     def _integers(self, name: str, shape: list[int], generator: torch.Generator) -> torch.Tensor:
         """Return tokens, or positions in order."""
@@ -101,8 +114,8 @@ class Feed:
 
 
 def _within(symbol: Symbol) -> int:
-    top = 4 if symbol.hi is None else min(4, symbol.hi)
-    return max(symbol.lo, top)
+    usual = USUAL["N"]
+    return max(symbol.lo, usual if symbol.hi is None else min(usual, symbol.hi))
 
 
 def _causal(shape: list[int], cached: int) -> torch.Tensor:
@@ -110,12 +123,10 @@ def _causal(shape: list[int], cached: int) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.bool).tril(cached)
 
 
-def _filled(kv: KV, shape: list[int], generator: torch.Generator) -> FunctionalKV:
-    *rows, key_dim, value_dim = shape
-    dtype = torch_dtype(kv.dtype)
-    keys = torch.randn(*rows, key_dim, generator=generator)
-    values = torch.randn(*rows, value_dim, generator=generator)
-    return FunctionalKV(keys.to(dtype), values.to(dtype))
+def _placed(module: Module) -> set[Dim]:
+    """Return how many tokens placed states hold."""
+    params = (p.type for f in module.functions.values() for p in f.region.params)
+    return {kind.length for kind in params if isinstance(kind, KV) and kind.placed}
 
 
 def random_weights(module: Module, seed: int = 0) -> WeightStore:
@@ -247,7 +258,7 @@ def _cached(module: Module) -> int:
 
 def _converted(item: Any, dtype: torch.dtype) -> Any:
     if isinstance(item, FunctionalKV):
-        return FunctionalKV(item.k.to(dtype), item.v.to(dtype))
+        return replace(item, k=item.k.to(dtype), v=item.v.to(dtype))
     return item.to(dtype) if item.is_floating_point() else item
 
 
@@ -301,5 +312,6 @@ class Numerics(Instrument):
 
     def _expect(self, module: Module) -> None:
         old = self.oracle
-        self.oracle = Oracle(module, old.store, old.feed, old.tolerance, old.dtype)
+        feed = replace(old.feed, module=module)
+        self.oracle = Oracle(module, old.store, feed, old.tolerance, old.dtype)
         _ = self.oracle.wanted

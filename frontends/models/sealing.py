@@ -23,8 +23,8 @@ from typing import Any
 from elidir.ir import ElidirError
 
 MANIFEST = "elidir.json"
-FORMAT = 2
-"""The number of the layout that docs/saving.md describes; 1 was a cache that nobody else read."""
+FORMAT = 3
+"""The number of the layout that docs/saving.md describes; of 2 an op had other operands."""
 
 PIECE = 1 << 25
 """Bytes that are hashed at a time; the pieces of a long file are hashed on several threads."""

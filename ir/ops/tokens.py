@@ -66,7 +66,7 @@ class ScoreAttention(Op):
             raise IRTypeError(f"{mask} does not fit queries {q} and keys {k}")
         self._check_noise(k)
         rows = None if self.rows is None else self.rows.tensor
-        if rows is not None and (len(rows.dims) != 2 or rows.dims[0] != q.dims[0]):
+        if rows is not None and rows != Tensor((q.dims[0], *rows.dims[1:2]), DType.I64):
             raise IRTypeError(f"rows are {rows}; name queries of each row of {q}")
         batch, groups, keys = k.dims[:3]
         return Tensor((batch, keys) if self.shared else (batch, groups, keys), DType.F32)

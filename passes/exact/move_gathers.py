@@ -1,12 +1,12 @@
 """move-gathers: where only some tokens are read of a value, only those are computed.
 
 A `tokens.take` moves before the op that made what it takes from, if that op works token by token
-and all its readers take. It passes attention too, whose queries are rows on their own, and stops
-where tokens are mixed: at keys and values.
+and all its readers take, or score some of it. It passes attention too, whose queries are rows on
+their own, and stops where tokens are mixed: at keys and values.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from elidir.ir import (
@@ -29,6 +29,7 @@ from elidir.ir import (
     Pow,
     RmsNorm,
     Rope,
+    ScoreAttention,
     Sub,
     TokensTake,
     Unary,
@@ -75,6 +76,8 @@ def move_gathers(module: Module, cx: Context) -> Module:
 
 
 def _move(op: Op, b: Builder) -> tuple[Value, ...] | None:
+    if isinstance(op, ScoreAttention) and op.rows is not None and _only_taken(op.q, b):
+        return b.append(_of_taken(op, op.rows, b))
     if not isinstance(op, TokensTake) or isinstance(op.x.type, Mask):
         return None
     maker = b.op_of(op.x)
@@ -90,8 +93,31 @@ def _move(op: Op, b: Builder) -> tuple[Value, ...] | None:
 def _only_taken(value: Value, b: Builder) -> bool:
     """Whether all that reads a value takes some of its tokens: what it is made by is then dead."""
     readers = [o for o in b.old.ops if any(b.mapped(v) is value for v in o.operands())]
-    taken = all(isinstance(o, TokensTake) and b.mapped(o.rows) is not value for o in readers)
+    taken = all(_takes(o) and _source(o, b) is value for o in readers)
     return taken and not any(b.mapped(r) is value for r in b.old.results)
+
+
+def _takes(op: Op) -> bool:
+    """Whether an op reads only some rows of one operand."""
+    return isinstance(op, TokensTake) or (isinstance(op, ScoreAttention) and op.rows is not None)
+
+
+def _source(op: Any, b: Builder) -> Value | None:
+    """Return the operand of which some rows are read, None if another operand is the same."""
+    value = op.x if isinstance(op, TokensTake) else op.q
+    return None if [*op.operands()].count(value) > 1 else b.mapped(value)
+
+
+def _of_taken(op: ScoreAttention, rows: Value, b: Builder) -> ScoreAttention:
+    """Return the score of queries that are taken first, and what mask and bias say of them."""
+
+    def some(value: Value | None, axis: int) -> Value | None:
+        if value is None or value.type.dims[axis] == 1:
+            return value
+        return b.emit(TokensTake(value, rows, axis))
+
+    q, mask, bias = some(op.q, 2), some(op.mask, 1), some(op.bias, 2)
+    return replace(op, q=q, mask=mask, bias=bias, rows=None)
 
 
 def _fits(value: Value, axis: int, op: TokensTake) -> bool:

@@ -39,7 +39,7 @@ from elidir.ir import (
     symbol,
 )
 from elidir.passes.sizes import resized, with_sizes
-from elidir.passes.token_pruning.deciding import Choice, Deciding, Revival
+from elidir.passes.token_pruning.deciding import Choice, Deciding, Revival, coming
 from elidir.passes.token_pruning.scorers import Scorer
 
 N, S, P = symbol("N"), symbol("S"), symbol("P")
@@ -169,8 +169,13 @@ class Narrowing:
         return op.clone(self.at, **resized(op, self.groups[-1].sizes))
 
     def _emit(self, op: Op, *, early: bool = False) -> Op:
-        """Append an op; with `early`, before all layers if it reads parameters alone."""
-        early = early and self.known.issuperset(op.operands())
+        """Append an op; with `early`, before all layers if it reads parameters alone.
+
+        What has a size that is known only when tokens come back stays where it is.
+        """
+        sizes = {name for r in op.results for d in r.type.dims for name in free_symbols(d)}
+        waits = sizes & {str(coming(group.number)) for group in self.groups}
+        early = early and not waits and self.known.issuperset(op.operands())
         (self.front if early else self.ops).append(op)
         self.known.update(op.results if early else ())
         return op

@@ -101,6 +101,25 @@ def test_opt_prints_dumps_and_times_between_passes(
     assert said.err.count(" ms  ") == 3
 
 
+@pytest.mark.parametrize(
+    "lossy", ["prune-tokens{at=(1,) at_least=3 force=true}", "evict-kv{scorer=knorm force=true}"]
+)
+def test_opt_compares_numbers_behind_passes_that_drop_tokens(
+    elidir: Elidir, tmp_path: Path, lossy: str
+) -> None:
+    golden = Path(__file__).parents[1] / "passes" / "prune_tokens" / "layers.ir"
+    plain, one = "%a : f32[B, N, 8]", "%one : f32[B, N, 8]"
+    text = golden.read_text().partition("// ----\n")[0]
+    text = text.replace(
+        f"%r = add %h, {plain}", f"%one = mul %a, 1.0 : f32[B, N, 8]\n%r = add %h, {one}"
+    )
+    file = tmp_path / "step.ir"
+    file.write_text(text)
+    said = elidir("opt", file, "-p", f"{lossy}, canonicalize", "--numerics")
+    assert said.code == 0, said.err
+    assert "canonicalize: same numbers" in said.err
+
+
 def test_opt_as_json(elidir: Elidir, file: Path) -> None:
     data = json.loads(elidir("opt", file, "--json", "--time").out)
     assert [p["name"] for p in data["passes"]] == ["cse"]

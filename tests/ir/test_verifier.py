@@ -122,6 +122,33 @@ def test_a_symbol_without_values() -> None:
     refused(parse_module(TEXT.replace("[1, 64]", "[2, 1]")), "module @m", "symbol B in [2, 1]")
 
 
+def back(grown: str, *, twice: bool = False) -> ir.Module:
+    """Tokens that come back, C of them, beside a value of some size before and one behind."""
+    batch, held, c = symbol("B"), symbol("T"), symbol("C")
+    scores = Value(Tensor((batch, held), DType.F32))
+    parked = Value(ir.KV(batch, 1, held, 8, 0, DType.F32))
+    own = Value(ir.KV(batch, 2, held, 4, 4, DType.F32, placed=True))
+    fresh = Value(ir.TokenSet(batch, 1, held))
+    before = ir.Full((symbol(grown),), 1.0, DType.F32)
+    revive = [ir.TokensRevive(scores, parked, own, fresh, c) for _ in range(1 + twice)]
+    behind = ir.Full((c,), 1.0, DType.F32)
+    region = ir.Region((scores, parked, own, fresh), (before, *revive, behind), behind.results)
+    symbols = SYMBOLS | {"C": ir.Symbol(0, 4, usual=1)}
+    return program(region, "step", symbols=symbols, stage=ir.Stage.GRAPH)
+
+
+def test_a_size_that_an_op_binds_is_used_behind_it_alone() -> None:
+    verify(back("T"))
+    refused(back("C"), "full", "has a size of C in @step before an op binds it")
+    refused(back("T", twice=True), "tokens.revive", "binds C, which is known in @step before")
+
+
+def test_a_symbol_that_is_usual_outside_of_its_bounds() -> None:
+    x = Value(X, "x")
+    symbols = SYMBOLS | {"C": ir.Symbol(0, 4, usual=5)}
+    refused(program(chain(params=(x,)), symbols=symbols), "module @m", "is usual outside of its")
+
+
 def test_a_weight_that_the_table_lacks() -> None:
     text = TEXT.replace("@layers.0.norm.g", "@layers.0.norm.h")
     says = "@layers.0.norm.g is not in the weight table; did you mean 'layers.0.norm.h'?"

@@ -43,3 +43,13 @@ def test_what_a_state_holds_after_a_prompt_is_what_the_cost_model_says() -> None
     assert decode(made, asked, LENGTH + 1).bindings["S.1"] == held
     assert decode(made, Request(prompt=LENGTH), LENGTH + 1).bindings["S.1"] == kept + 1 + 1
     assert prefill(made, Request(prompt=LENGTH)).bindings["K.1"] == 0
+
+
+def test_nothing_comes_back_where_nothing_was_dropped() -> None:
+    known = family("llama")
+    made = run(known, "prune-tokens", {"keep": 0.3, "at_least": LENGTH}).module
+    phase = decode(made, Request(prompt=LENGTH), LENGTH)
+    assert (phase.bindings["S.1"], phase.bindings["K.1"]) == (LENGTH, 0)
+    assert "K.1" not in phase.guessed
+    made = run(known, "prune-tokens", {"keep": 0.3, "at_least": 2}).module
+    assert "K.1" in decode(made, Request(prompt=LENGTH), LENGTH).guessed

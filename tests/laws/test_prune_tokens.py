@@ -6,7 +6,7 @@ from torch import Tensor
 
 from elidir.backends.runtime import Prefill, Rows, Session
 from elidir.backends.runtime.cache import INITIAL_CAPACITY
-from elidir.ir import Layer, TokensTake
+from elidir.ir import Layer, Linear, TokensTake
 from elidir.passes import Pipeline, PipelineError
 from elidir.passes.token_pruning.prune_tokens import PruneTokens
 from tests.frontends.families import Family, executable, family
@@ -60,6 +60,9 @@ def test_what_is_dropped_is_neither_computed_nor_kept() -> None:
     first, second = (op for op in made["prefill"].region.ops if isinstance(op, Layer))
     assert any(isinstance(op, TokensTake) for op in first.body.region.ops)
     assert str(second.inputs[0].type.dims[1]) == "Max(2, ceiling(2*P/5))"
+    products = [op for op in first.body.region.ops if isinstance(op, Linear)]
+    whole = {op.weight.name for op in products if str(op.result.type.dims[1]) == "P"}
+    assert whole == {"self_attn.k_proj", "self_attn.v_proj"}
     talk = session(known, made)
     talk.feed(tokens(1, LENGTH), rows=Rows.LAST)
     assert talk.stats.layer_tokens == [LENGTH, 7]

@@ -243,3 +243,13 @@ def test_rows_that_get_some_back_in_turn_do_not_hold_filling_for_ever(model: Any
             torch.testing.assert_close(found[:1], alone.feed(new[:1]), atol=1e-5, rtol=1e-5)
     (length,) = {store.length for store in both.cache.placed.values()} - {120 + turns}
     assert length < 24 + turns * 9
+
+
+def test_a_step_in_which_all_rows_wait_changes_nothing(model: Any) -> None:
+    fast, ids = compiled(model, (2,), (0.3,), 2), tokens(2, LENGTH)
+    talk, other = opened(fast, 2), opened(fast, 2)
+    for each in (talk, other):
+        each.feed(ids, rows=Rows.LAST)
+    talk.feed(tokens(2, 1), torch.zeros(2, 1, dtype=torch.bool))
+    last = tokens(2, 1, seed=5)
+    torch.testing.assert_close(talk.feed(last), other.feed(last), atol=1e-5, rtol=1e-5)

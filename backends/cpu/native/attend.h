@@ -241,14 +241,15 @@ void merge(const Call& call, const Record& r, const Share& s) {
 }
 
 // What each key gets of queries' attention, one row after another in the slot of out[0]: the mean over
-// the heads of its group, rows [B, G, S], or with 8 in fn over all heads, rows [B, S]. Of `inner`
-// queries that in[2] names as i64, or of all. It reads the weights that `attend` or `noise` has left.
+// the heads of its group, rows [B, G, S], or with 8 in fn over all heads, rows [B, S]. Of the
+// `inner` queries that in[2] names as i64, or of all if that is negative. It reads the weights that `attend` or `noise` has left.
 template <class T>
 bool gain(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
   const long heads = r.fn & 8 ? r.dims[1] : a.group, parts = r.dims[1] / heads;
   const int64_t* named = reinterpret_cast<const int64_t*>(call.outers[r.in[2].slot].data);
-  const long queries = r.inner ? r.inner : r.dims[2], items = r.dims[0] * parts * a.runs;
+  const bool all = r.inner < 0;
+  const long queries = all ? r.dims[2] : r.inner, items = r.dims[0] * parts * a.runs;
   float* rows = reinterpret_cast<float*>(call.outers[r.out[0].slot].data);
   for (long item; (item = share.next()) < items;) {
     const long batch = item / (parts * a.runs), part = item / a.runs % parts, run = item % a.runs;
@@ -256,9 +257,7 @@ bool gain(const Call& call, const Record& r, const Share& share) {
     float* out = rows + (batch * parts + part) * a.keys + start;
     memset(out, 0, count * sizeof(float));
     for (long i = 0; i < heads * queries; ++i) {
-      long query = i % queries;
-      if (r.inner) query = named[batch * queries + query];
-      if (query < 0) query += r.dims[2];
+      const long query = all ? i % queries : named[batch * queries + i % queries];
       if (query < 0 || query >= r.dims[2]) return false;
       const long head = part * heads + i / queries;
       const float* first = a.partial(batch, head, query, 0);
