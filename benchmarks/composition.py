@@ -150,7 +150,7 @@ def row(names: tuple[str, ...], dense: elidir.Compiled, text: str) -> Row:
 
 def orders() -> list[tuple[str, ...]]:
     """Return each pass, and each pair of passes in both orders."""
-    kinds = {n: n.split("{")[0] for n in PASSES}
+    kinds = {n: p.split("{")[0] for n, p in PASSES.items()}
     pairs = [p for p in permutations(PASSES, 2) if kinds[p[0]] != kinds[p[1]]]
     return [*((n,) for n in PASSES), *pairs]
 
