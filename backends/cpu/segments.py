@@ -91,8 +91,7 @@ def _has_form(op: Op, cached: set[Value], apart: set[Value], growing: set[Any]) 
 
 
 def _fixed_kv(kv: Any) -> bool:
-    """Whether a state is of an attention: what is parked has no values."""
-    return isinstance(kv, KV) and isinstance(kv.heads, int) and kv.value_dim != 0
+    return isinstance(kv, KV) and isinstance(kv.heads, int)
 
 
 def _attends(op: Attention | ScoreAttention, cached: set[Value], apart: set[Value]) -> bool:
