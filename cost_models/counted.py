@@ -75,8 +75,8 @@ class Costing:
 
     def notes(self, dtype: str | None) -> tuple[str, ...]:
         """Return what holds on every target."""
-        held = "read as stored" if dtype is None else f"counted in {dtype}, however stored"
-        held += ", or in fewer bits if stored so" if self.precision.products else ""
+        asked = f"counted in {dtype}, or in fewer bits if stored so"
+        held = "read as stored" if dtype is None else asked
         notes = [
             f"weights are {held}; unpacking them costs no arithmetic",
             "attention is fused and counts every query-key pair; other ops pass values via memory",

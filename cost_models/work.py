@@ -120,7 +120,10 @@ def _number(dim: sympy.Expr, values: dict[sympy.Symbol, sympy.Integer]) -> int:
 
 @dataclass(frozen=True)
 class Precision:
-    """What to count in: the dtype of floats, and that of products with weights; None: as typed."""
+    """What to count in: the dtype of floats, and that of products with weights; None: as typed.
+
+    Weights that are stored in fewer bits are read so, as the backends do.
+    """
 
     floats: DType | None = None
     products: DType | None = None
@@ -167,19 +170,18 @@ class Sizes:
         return as_dim(kind.length * row * self.precision.held(kind.dtype).bytes)
 
     def weight_bytes(self, weight: Weight) -> int:
-        """Return the bytes of a whole weight as it is stored, or in the precision asked for."""
+        """Return the bytes of a whole weight in the precision asked for, or fewer as stored."""
         name = resolve(self.scope, weight.name)
         return stored_bytes(Entry(weight.type), self._bits(name, weight.type))
 
     def _bits(self, name: str, kind: Tensor) -> Any:
         stored = storage_format(name, self.weights) if name in self.weights else kind.dtype.value
         bits = bits_per_weight(stored)
-        products = self.precision.products
-        if self.precision.floats is None or not kind.dtype.is_float:
+        asked, products = self.precision.floats, self.precision.products
+        if asked is None or not kind.dtype.is_float:
             return bits
-        if products is not None and len(kind.dims) > 1:
-            return min(bits, bits_per_weight(products.value))
-        return bits_per_weight(self.precision.floats.value)
+        asked = products if products is not None and len(kind.dims) > 1 else asked
+        return min(bits, bits_per_weight(asked.value))
 
     def store_of(self, value: Value) -> Store:
         """Return what the bytes of a value are."""

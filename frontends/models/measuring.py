@@ -1,8 +1,8 @@
 """How long a compiled language model takes on this host: its prefill, and each token after it.
 
 The figures stand beside the predictions of the cost model, which imports no torch; so they are
-handed over as its `Measured`. Tokens are random numbers, since the time of today's programs does
-not depend on them.
+handed over as its `Measured`. Tokens are random numbers: the time of programs does not depend on
+them, but for tokens that come back.
 """
 
 import statistics

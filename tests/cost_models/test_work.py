@@ -262,13 +262,14 @@ def test_a_weight_made_of_others_has_their_format() -> None:
 def test_precision_changes_bytes_and_arithmetic() -> None:
     kind = f32(64, 128)
     op = Linear(val(f32(1, 1, 128)), Weight("w", kind))
-    table = {"w": Entry(kind, format="q4_0")}
-    half = work_of(op, Sizes(table, precision=Precision.of("f16")))
-    assert half.read == {Store.ACTIVATIONS: 256, Store.WEIGHTS: 64 * 128 * 2}
-    assert set(half.flops) == {Arithmetic("matrix", "f16")}
-    small = work_of(op, Sizes(table, precision=Precision.of("i8")))
-    assert small.read == {Store.ACTIVATIONS: 256, Store.WEIGHTS: 64 * 128 * 9 // 16}
-    assert set(small.flops) == {Arithmetic("matrix", "i8")}
+    plain, blocks = {"w": Entry(kind)}, {"w": Entry(kind, format="q4_0")}
+    for dtype, size in (("f16", 2), ("i8", 1)):
+        asked = Precision.of(dtype)
+        found = work_of(op, Sizes(plain, precision=asked))
+        assert found.read == {Store.ACTIVATIONS: 256, Store.WEIGHTS: 64 * 128 * size}
+        assert set(found.flops) == {Arithmetic("matrix", dtype)}
+        found = work_of(op, Sizes(blocks, precision=asked))
+        assert found.read == {Store.ACTIVATIONS: 256, Store.WEIGHTS: 64 * 128 * 9 // 16}
 
 
 def test_wrong_names_are_refused_with_the_nearest() -> None:
