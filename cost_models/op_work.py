@@ -281,7 +281,8 @@ def score_attention(op: ScoreAttention, s: Sizes) -> Work:
     noise = 0 if op.seed is None else NOISE_FLOPS
     extra = 1 + noise + (op.bias is not None) + 3 * (op.softcap is not None)
     flops = s.matrix(2 * pairs * width, op.q)
-    read = s.reads(op.k, op.rows) + s.reads(op.q, op.mask, op.bias) * (sympy.sympify(rows) / new)
+    share = as_dim(sympy.sympify(rows) / new)
+    read = s.reads(op.k, op.rows) + s.reads(op.q, op.mask, op.bias) * share
     moved = read + s.loads(op.sinks) + s.writes(op.result) + Work(launches=1)
     return moved + flops + s.vector(pairs * (SOFTMAX_FLOPS + 1 + extra), op.q)
 

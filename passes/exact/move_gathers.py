@@ -111,13 +111,13 @@ def _source(op: Any, b: Builder) -> Value | None:
 def _of_taken(op: ScoreAttention, rows: Value, b: Builder) -> ScoreAttention:
     """Return the score of queries that are taken first, and what mask and bias say of them."""
 
-    def some(value: Value | None, axis: int) -> Value | None:
-        if value is None or value.type.dims[axis] == 1:
-            return value
-        return b.emit(TokensTake(value, rows, axis))
+    def some(value: Value, axis: int) -> Value:
+        single = value.type.dims[axis] == 1
+        return value if single else b.emit(TokensTake(value, rows, axis))
 
-    q, mask, bias = some(op.q, 2), some(op.mask, 1), some(op.bias, 2)
-    return replace(op, q=q, mask=mask, bias=bias, rows=None)
+    mask = None if op.mask is None else some(op.mask, 1)
+    bias = None if op.bias is None else some(op.bias, 2)
+    return replace(op, q=some(op.q, 2), mask=mask, bias=bias, rows=None)
 
 
 def _fits(value: Value, axis: int, op: TokensTake) -> bool:
