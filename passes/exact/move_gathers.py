@@ -115,9 +115,10 @@ def _of_taken(op: ScoreAttention, rows: Value, b: Builder) -> ScoreAttention:
         single = value.type.dims[axis] == 1
         return value if single else b.emit(TokensTake(value, rows, axis))
 
+    q = some(op.q, 2)
     mask = None if op.mask is None else some(op.mask, 1)
     bias = None if op.bias is None else some(op.bias, 2)
-    return replace(op, q=some(op.q, 2), mask=mask, bias=bias, rows=None)
+    return replace(op, q=q, mask=mask, bias=bias, rows=None)
 
 
 def _fits(value: Value, axis: int, op: TokensTake) -> bool:
