@@ -110,14 +110,17 @@ def _bindings(module: Module) -> Iterator[Finding]:
     for function in module.functions.values():
         ops = list(_in_order(function.region))
         bound = {name for op in ops for name in op.bound()}
-        known = {n for p in function.region.params for d in p.type.dims for n in free_symbols(d)}
+        known = {n for p in function.region.params for n in _symbols_of(p)}
         for op in ops if bound else ():
-            for name in op.bound().keys() & known:
-                yield op, f"binds {name}, which is known in @{function.name} before; use another"
+            twice = sorted(op.bound().keys() & known)
             known.update(op.bound())
-            dims = (d for r in op.results for d in r.type.dims)
-            for name in sorted({n for d in dims for n in free_symbols(d)} & bound - known):
-                yield op, f"has a size of {name} in @{function.name} before an op binds it"
+            early = sorted({n for r in op.results for n in _symbols_of(r)} & bound - known)
+            yield from ((op, f"binds {n}, which @{function.name} knows before") for n in twice)
+            yield from ((op, f"has a size of {n} before an op binds it") for n in early)
+
+
+def _symbols_of(value: Value) -> set[str]:
+    return {name for dim in value.type.dims for name in free_symbols(dim)}
 
 
 def _in_order(region: Region) -> Iterator[Op]:

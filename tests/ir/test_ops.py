@@ -125,7 +125,7 @@ GOOD: dict[str, tuple[Callable[[], Op], str]] = {
     "tokens.new": (lambda: ir.TokensNew(IDS, S), "tokens<B, T, S + T>"),
     "tokens.revive": (
         lambda: ir.TokensRevive(v(B, S), KV, OWN, SET, C, 2, 0.1),
-        "tokens<B, K, S>, tokens<B, K + 3, T>",
+        "tokens<B, C, S>, tokens<B, C + 3, T>",
     ),
     "tokens.match": (
         lambda: ir.TokensMatch(X, IDS, 0.3, 1),

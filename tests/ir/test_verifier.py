@@ -139,8 +139,8 @@ def back(grown: str, *, twice: bool = False) -> ir.Module:
 
 def test_a_size_that_an_op_binds_is_used_behind_it_alone() -> None:
     verify(back("T"))
-    refused(back("C"), "full", "has a size of C in @step before an op binds it")
-    refused(back("T", twice=True), "tokens.revive", "binds C, which is known in @step before")
+    refused(back("C"), "full", "has a size of C before an op binds it")
+    refused(back("T", twice=True), "tokens.revive", "binds C, which @step knows before")
 
 
 def test_a_symbol_that_is_usual_outside_of_its_bounds() -> None:
