@@ -35,7 +35,7 @@ SETTINGS = (
     "keep=0.5 at=(9, 18, 27)",
     "keep=0.2 at=(20,)",
 )
-PAIRS, ROUNDS, DECODED = 5, 8, 32
+PAIRS, ROUNDS, DECODED = 15, 8, 32
 TEXT = 40_000  # letters
 
 

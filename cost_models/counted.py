@@ -92,7 +92,9 @@ class Costing:
         entries = (work.total_flops, work.total_bytes, work.launches)
         used = set().union(*(free_symbols(d) for d in entries))
         asked = self.request
-        phases = prefill(self.module, asked), decode(self.module, asked, asked.cached)
+        phases = [prefill(self.module, asked)]
+        if has_cache(self.module):
+            phases.append(decode(self.module, asked, asked.cached))
         sizes = {name: phase.bindings[name] for phase in phases for name in phase.guessed}
         for name in sorted(used & sizes.keys()):
             usual = self.module.symbols[name].usual

@@ -36,6 +36,8 @@ TOLERANCE = 1e-6
 
 USUAL = {"B": 2, "T": 5, "N": 5, "R": 5}
 MOST_IDS = 16
+LACKED = 2
+"""So many of the known tokens placed states do not hold, so that some can come back."""
 
 
 # ---- what a module is run on
@@ -69,7 +71,8 @@ class Feed:
             rows, length = self.ids.shape
             made |= {"B": rows, "T": length, "N": length, "R": length}
         made["S"] = self.cached
-        made |= dict.fromkeys(map(format_dim, _placed(self.module)), self.cached)
+        lacking = max(0, self.cached - LACKED)
+        made |= dict.fromkeys(map(format_dim, _placed(self.module)), lacking)
         others = {n: s for n, s in self.module.symbols.items() if n not in made}
         return made | {name: _within(symbol) for name, symbol in others.items()}
 

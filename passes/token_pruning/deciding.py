@@ -86,16 +86,17 @@ class Deciding:
         scores = self.scorer(attention, self.given["rows"], ops)
         found = {} if self.choice is None else self._chosen(self.choice, scores)
         places = [axis(r) for r in results]
+        at = next((i for i, place in enumerate(places) if place is not None), 0)
+        parked = None if self.revival is None else self._parked(results[at])
         left = [
             value if at is None else self._left(value, at, found.get("chosen"))
             for value, at in zip(results, places, strict=True)
         ]
-        if self.revival is None:
+        if self.revival is None or parked is None:
             return left, found
-        at = next(i for i, place in enumerate(places) if place is not None)
         fresh = found.get("fresh", self.given["fresh"])
-        left[at], revived = self._revived(self.revival, scores, results[at], left[at], fresh)
-        return left, found | revived
+        left[at], going = self._revived(self.revival, scores, parked, left[at], fresh)
+        return left, found | {"tokens": going, "parked": parked}
 
     def _emit(self, op: Op) -> Value:
         self.ops.append(op)
@@ -120,21 +121,24 @@ class Deciding:
             value = self._emit(Slice(value, axis=axis, start=0, stop=new))
         return value if chosen is None else self._emit(TokensTake(value, chosen, axis))
 
-    def _revived(
-        self, revival: Revival, scores: Value, rows: Value, left: Value, fresh: Value
-    ) -> tuple[Value, dict[str, Value]]:
-        """Park all rows, and put some that were parked earlier behind those that go on."""
-        parked, behind = self.given["parked"], self.given["next"]
+    def _parked(self, rows: Value) -> Value:
+        """Park the rows of all tokens; that is in one native run with what made them."""
         batch, new, width = rows.tensor.dims
         keys = self._emit(Reshape(rows, (batch, 1, new, width)))
         none = self._emit(Slice(keys, axis=3, start=0, stop=0))
-        longer = self._emit(
-            KvAppend(parked, keys, none, self.given.get("tokens"), names=("parked",))
-        )
+        given = (self.given["parked"], keys, none, self.given.get("tokens"))
+        return self._emit(KvAppend(*given, names=("parked",)))
+
+    def _revived(
+        self, revival: Revival, scores: Value, parked: Value, left: Value, fresh: Value
+    ) -> tuple[Value, Value]:
+        """Put rows that were parked behind those that go on; returns both, and what goes on."""
         count, how = coming(self.number + 1), (revival.most, revival.above)
-        revive = TokensRevive(scores, longer, behind, fresh, count, *how, names=("back", "going"))
+        given = (scores, parked, self.given["next"], fresh)
+        revive = TokensRevive(*given, count, *how, names=("back", "going"))
         back, going = self._emit(revive), revive.results[1]
-        kept = self._emit(KvRead(longer))
-        kept = self._emit(Reshape(kept, (batch, longer.type.dims[2], width)))
+        kept = self._emit(KvRead(parked))
+        batch, width = left.type.dims[0], left.type.dims[2]
+        kept = self._emit(Reshape(kept, (batch, parked.type.dims[2], width)))
         both = Concat((left, self._emit(TokensTake(kept, back))), axis=1)
-        return self._emit(both), {"tokens": going, "parked": longer}
+        return self._emit(both), going

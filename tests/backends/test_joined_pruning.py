@@ -11,7 +11,7 @@ from elidir.backends.cpu.joined import Joined
 from elidir.backends.cpu.native.records import Code
 from elidir.backends.runtime import Rows, Session
 from elidir.backends.runtime.session import Prefill
-from elidir.ir import DType, parse_module
+from elidir.ir import DType, KvAppend, parse_module
 from elidir.passes import Pipeline
 from tests.backends.test_executor import text
 from tests.backends.test_joined import compare
@@ -70,3 +70,10 @@ def test_scores_are_read_beside_attention_before_the_choice() -> None:
     for tape in first.made:
         codes = [r.code for r in tape.records]
         assert codes.count(Code.GAIN) == codes.count(Code.ATTEND) == 1
+
+
+def test_what_is_parked_is_appended_in_the_run_that_makes_it() -> None:
+    (step, _), _ = made(DType.F32)
+    first = step.stretches[0]
+    ops = [i.op for i in step.instructions[first.start : first.stop]]
+    assert [op.v.type.dims[3] for op in ops if isinstance(op, KvAppend)] == [4, 0]

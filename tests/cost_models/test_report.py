@@ -185,6 +185,14 @@ def test_without_a_cache_each_token_runs_the_forward() -> None:
     assert any("there is no @step" in n for n in found.notes)
 
 
+def test_the_longest_prompt_may_be_asked_without_a_cache() -> None:
+    module = opaque_module()
+    found = report(module, "p40", prompt=1000, new=0)
+    assert [p.name for p in found.targets[0].phases] == ["forward"]
+    (only,) = waterfall([("", module)], "p40", prompt=1000)
+    assert only.decode_seconds == only.prefill_seconds
+
+
 def test_what_is_not_modelled_is_named_and_trusted_little() -> None:
     found = report(opaque_module(), "p40", new=0)
     (unknown,) = found.not_modelled

@@ -52,6 +52,7 @@ from elidir.ir import (
     QuantizeNorm,
     Reshape,
     RmsNorm,
+    ScoreAttention,
     Take,
     Tensor,
     TokensTake,
@@ -270,6 +271,16 @@ def test_precision_changes_bytes_and_arithmetic() -> None:
         assert set(found.flops) == {Arithmetic("matrix", dtype)}
         found = work_of(op, Sizes(blocks, precision=asked))
         assert found.read == {Store.ACTIVATIONS: 256, Store.WEIGHTS: 64 * 128 * 9 // 16}
+
+
+def test_a_score_of_some_queries_reads_these_alone() -> None:
+    q, k = val(f32(1, 4, 100, 8)), val(f32(1, 2, 100, 8))
+    rows = val(Tensor((1, 5), DType.I64))
+    whole, some = (work_of(ScoreAttention(q, k, rows=r), Sizes()) for r in (None, rows))
+    keys, out = 4 * 2 * 100 * 8, 4 * 2 * 100
+    assert whole.total_bytes == 4 * 4 * 100 * 8 + keys + out
+    assert some.total_bytes == 4 * 4 * 5 * 8 + keys + out + 5 * 8
+    assert some.flops[Arithmetic("matrix", "f32")] * 20 == whole.flops[Arithmetic("matrix", "f32")]
 
 
 def test_wrong_names_are_refused_with_the_nearest() -> None:

@@ -240,9 +240,10 @@ void merge(const Call& call, const Record& r, const Share& s) {
   }
 }
 
-// What each key gets of queries' attention, one row after another in the slot of out[0]: the mean over
-// the heads of its group, rows [B, G, S], or with 8 in fn over all heads, rows [B, S]. Of the
-// `inner` queries that in[2] names as i64, or of all if that is negative. It reads the weights that `attend` or `noise` has left.
+// What each key gets of queries' attention, one row after another in the slot of out[0]: the mean
+// over the heads of its group, rows [B, G, S], or with 8 in fn over all heads, rows [B, S]. Of the
+// `inner` queries that in[2] names as i64, or of all if that is negative. It reads the weights that
+// `attend` or `noise` has left.
 template <class T>
 bool gain(const Call& call, const Record& r, const Share& share) {
   const Attention<T> a(call, r);
