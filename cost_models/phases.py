@@ -306,9 +306,6 @@ def evaluate_lines(items: Iterable[Line], phase: Phase) -> list[Line]:
 def describe_sizes(phase: Phase) -> str:
     """Return the sizes of a phase for a reader: `B=1, N=1, S=512`."""
     region = phase.function.region
-    used = {s for v in (*region.params, *region.results) for d in v.type.dims for s in _names(d)}
+    values = (*region.params, *region.results)
+    used = {name for v in values for d in v.type.dims for name in free_symbols(d)}
     return ", ".join(f"{n}={v}" for n, v in phase.bindings.items() if n in used)
-
-
-def _names(dim: Dim) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*", format_dim(dim))
