@@ -134,9 +134,14 @@ def _step(
 
 def _coming(module: Module, held: Mapping[str, int], cached: int) -> dict[str, int]:
     """Return how many tokens come back into placed states: as is usual, but no more than lack."""
-    usual = {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
+    usual = _usual_counts(module)
     pairs = [(name, n) for name, to in _placed(module["step"], {}) for n in free_symbols(to)]
     return {n: min(usual[n], cached - held[name]) for name, n in pairs if n in usual}
+
+
+def _usual_counts(module: Module) -> dict[str, int]:
+    """Return what symbols that ops bind usually are."""
+    return {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
 
 
 def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
@@ -146,7 +151,7 @@ def _held(module: Module, request: Request, cached: int) -> dict[str, int]:
     """
     prompt = min(cached, request.cached)
     reader, step = _reader(module, prompt), module["step"]
-    usual = {n: s.usual for n, s in module.symbols.items() if s.usual is not None}
+    usual = _usual_counts(module)
     known = {n: request.bindings.get(n, size) for n, size in usual.items()}
     first, later = _placed(reader, dict.fromkeys(usual, 0)), _placed(step, known)
     held = _after(first, _tokens(reader))({name: 0 for name, _ in first}, 0, prompt)

@@ -110,6 +110,18 @@ def text() -> str:
     return "\n".join(lines)
 
 
+def small_decoder() -> tuple[Module, WeightStore]:
+    """Return the decoder and weights for it, scaled so that values keep their size."""
+    module = parse_module(text())
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        name: torch.randn(entry.type.dims, generator=generator) / entry.type.dims[-1] ** 0.5
+        for name, entry in module.weights.items()
+        if entry.expr is None
+    }
+    return module, WeightStore(weights)
+
+
 @pytest.fixture
 def decoder() -> tuple[Module, WeightStore]:
     module = parse_module(text())

@@ -12,23 +12,16 @@ from elidir.backends import Executable, ExecutionError, WeightStore, lower
 from elidir.backends.cpu import linear
 from elidir.backends.cpu.native import tape
 from elidir.backends.runtime import Session
-from elidir.ir import DType, Module, parse_module
+from elidir.ir import DType, Module
 from tests.backends.bench import TOLERANCE
-from tests.backends.test_executor import empty, text
+from tests.backends.test_executor import empty, small_decoder
 
 VOCABULARY = 40
 
 
 def made(dtype: DType = DType.F32) -> tuple[Executable, Executable, Module, WeightStore]:
     """Return the small decoder's step by the cpu backend and by the reference."""
-    module = parse_module(text())
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        name: torch.randn(entry.type.dims, generator=generator) / entry.type.dims[-1] ** 0.5
-        for name, entry in module.weights.items()
-        if entry.expr is None
-    }
-    store = WeightStore(weights)
+    module, store = small_decoder()
     fast = lower(module["step"], module, store, dtype=dtype)
     return fast, lower(module["step"], module, store, ("reference",), dtype), module, store
 

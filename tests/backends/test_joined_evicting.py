@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from elidir.backends import Executable, WeightStore, lower
+from elidir.backends import Executable, lower
 from elidir.backends.cpu.joined import Joined
 from elidir.backends.cpu.native.records import Code
 from elidir.backends.runtime import Session
-from elidir.ir import DType, parse_module
+from elidir.ir import DType
 from elidir.passes import Pipeline
 from tests.backends.bench import TOLERANCE
-from tests.backends.test_executor import text
+from tests.backends.test_executor import small_decoder
 from tests.backends.test_joined import compare
 
 VOCABULARY = 40
@@ -18,15 +18,8 @@ VOCABULARY = 40
 
 def made(options: str, dtype: DType = DType.F32) -> tuple[Executable, Executable]:
     """Return the small decoder's step with eviction, by the cpu backend and by the reference."""
-    module = parse_module(text())
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        name: torch.randn(entry.type.dims, generator=generator) / entry.type.dims[-1] ** 0.5
-        for name, entry in module.weights.items()
-        if entry.expr is None
-    }
+    module, store = small_decoder()
     found = Pipeline.parse(f"evict-kv{{{options}}}").run(module).module
-    store = WeightStore(weights)
     lowered = [lower(found["step"], found, store, b, dtype) for b in (("cpu",), ("reference",))]
     for step in lowered:
         step.binder.bounds.clear()

@@ -6,14 +6,14 @@ How many tokens come back is known only once the first run is over; the referenc
 import pytest
 import torch
 
-from elidir.backends import Executable, WeightStore, lower
+from elidir.backends import Executable, lower
 from elidir.backends.cpu.joined import Joined
 from elidir.backends.cpu.native.records import Code
 from elidir.backends.runtime import Rows, Session
 from elidir.backends.runtime.session import Prefill
-from elidir.ir import DType, KvAppend, parse_module
+from elidir.ir import DType, KvAppend
 from elidir.passes import Pipeline
-from tests.backends.test_executor import text
+from tests.backends.test_executor import small_decoder
 from tests.backends.test_joined import compare
 
 VOCABULARY = 40
@@ -21,16 +21,9 @@ VOCABULARY = 40
 
 def made(dtype: DType) -> tuple[list[Executable], list[Executable]]:
     """Return the small decoder's step and prefill with pruning, by cpu and by the reference."""
-    module = parse_module(text())
-    generator = torch.Generator().manual_seed(3)
-    weights = {
-        name: torch.randn(entry.type.dims, generator=generator) / entry.type.dims[-1] ** 0.5
-        for name, entry in module.weights.items()
-        if entry.expr is None
-    }
+    module, store = small_decoder()
     prune = "prune-tokens{at=(1,) keep=0.3 at_least=3 revive=4 above=0.06 force=true}"
     found = Pipeline.parse(prune).run(module).module
-    store = WeightStore(weights)
     return tuple(
         [lower(found[name], found, store, chain, dtype) for name in ("step", "prefill")]
         for chain in (("cpu",), ("reference",))
